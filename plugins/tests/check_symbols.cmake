@@ -1,0 +1,25 @@
+# Run by ctest: the library exports its C interface and nothing else, and needs no GPU library to load.
+execute_process(COMMAND ${NM} --dynamic --defined-only --format=posix ${LIBRARY}
+                OUTPUT_VARIABLE listing RESULT_VARIABLE failed)
+if(failed)
+  message(FATAL_ERROR "${NM} cannot read ${LIBRARY}")
+endif()
+string(REGEX MATCHALL "[^\n]+" lines "${listing}")
+set(exported)
+foreach(line IN LISTS lines)
+  string(REGEX REPLACE " .*" "" symbol "${line}")
+  list(APPEND exported "${symbol}")
+endforeach()
+list(SORT exported)
+if(NOT exported STREQUAL "stof_plugin_count;stof_version")
+  message(FATAL_ERROR "exported: ${exported}; wanted: stof_plugin_count;stof_version")
+endif()
+
+execute_process(COMMAND ${READELF} --dynamic --wide ${LIBRARY}
+                OUTPUT_VARIABLE dynamic RESULT_VARIABLE failed)
+if(failed)
+  message(FATAL_ERROR "${READELF} cannot read ${LIBRARY}")
+endif()
+if(dynamic MATCHES "NEEDED[^\n]*(cuda|nvinfer|nvrtc)[^\n]*")
+  message(FATAL_ERROR "links to a GPU library: ${CMAKE_MATCH_0}")
+endif()

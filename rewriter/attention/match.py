@@ -1,0 +1,210 @@
+"""Match one attention block around a Softmax."""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+from stof_onnx.ir.expr import Const, Expr, Var
+from stof_onnx.ir.expr.build import integer
+from stof_onnx.ir.operators.masked_attention import TensorLayout
+from stof_onnx.rewriter.attention.block import (
+    AttentionBlock,
+    OperandRead,
+    Refused,
+    ScoreChain,
+    ScoreIndex,
+)
+from stof_onnx.rewriter.attention.context import ChainContext, float_type
+from stof_onnx.rewriter.attention.operands import read_operand
+from stof_onnx.rewriter.attention.outputs import find_output
+from stof_onnx.rewriter.attention.score_steps import SCORE_STEPS
+from stof_onnx.rewriter.attention.weight_steps import WEIGHT_STEPS
+from stof_onnx.rewriter.graph import Node, Tensor, consumers, is_graph_output, producer
+from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
+from stof_onnx.rewriter.symbolic.indexing import broadcast_index
+
+
+def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> bool:
+    """Whether a Softmax lies between two products of run-time tensors."""
+    context = ChainContext(sym, ScoreChain())
+    if not context.reaches_product(softmax.inputs[0]):
+        return False
+    frontier = [softmax.outputs[0]]
+    for _ in range(6):
+        users = [user for tensor in frontier for user in consumers(graph, tensor)]
+        if any(user.op == "MatMul" for user in users):
+            return True
+        frontier = [output for user in users for output in user.outputs]
+    return False
+
+
+def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> AttentionBlock:
+    """Read one block.
+
+    Raises:
+        Refused: naming the node that doesn't fit and why.
+    """
+    dims = _score_dims(sym, softmax)
+    chain = ScoreChain(score_dtype=float_type(softmax.inputs[0]))
+    context = ChainContext(sym, chain)
+    product = _walk_scores(graph, context, softmax)
+    weights, guarded, weight_nodes = _walk_weights(graph, sym, softmax)
+    value_product = _value_product(graph, weights)
+    index = ScoreIndex(*(_index(n, dim) for n, dim in zip("bhqk", dims, strict=True)))
+    heads = _heads(softmax, dims)
+    head_dim = _size(sym, product, product.inputs[0], -1)
+    value_dim = _size(sym, value_product, value_product.inputs[1], -1)
+    reads = [
+        _read(context, product, 0, index, head_dim, heads),
+        _read(context, product, 1, index, head_dim, heads),
+        _read(context, value_product, 1, index, value_dim, heads),
+    ]
+    query, key, value = (read for read, _ in reads)
+    _check_heads(product, query, key, value, heads)
+    output = find_output(graph, sym, value_product.outputs[0], index, heads, value_dim)
+    walked = [softmax, value_product, *chain.nodes, *weight_nodes, *output.nodes]
+    walked += [node for _, nodes in reads for node in nodes]
+    return AttentionBlock(
+        name=softmax.name,
+        softmax=softmax,
+        dims=dims,
+        index=index,
+        query=query,
+        key=key,
+        value=value,
+        output=output,
+        chain=chain,
+        nan_to_zero=guarded,
+        head_dim=head_dim,
+        value_head_dim=value_dim,
+        nodes=len({id(node) for node in walked}),
+    )
+
+
+def _index(name: str, dim: Expr) -> Expr:
+    return integer(0) if dim == integer(1) else Var(name, dim)
+
+
+def _score_dims(sym: SymbolicGraph, softmax: Node) -> tuple[Expr, Expr, Expr, Expr]:
+    try:
+        dims = sym.shape(softmax.inputs[0])
+    except Unliftable as reason:
+        raise Refused(softmax, f"the shape of the scores is unknown: {reason}") from reason
+    if len(dims) != 4:
+        raise Refused(softmax, f"scores have rank {len(dims)}; only [B, H, Sq, Sk] is supported")
+    if softmax.attrs.get("axis", -1) not in (-1, len(dims) - 1):
+        raise Refused(softmax, f"softmax over axis {softmax.attrs['axis']}, not over the keys")
+    return (dims[0], dims[1], dims[2], dims[3])
+
+
+def _heads(softmax: Node, dims: tuple[Expr, ...]) -> int:
+    if not isinstance(dims[1], Const):
+        raise Refused(softmax, f"the number of heads is not fixed ({dims[1]!r})")
+    return int(dims[1].value)
+
+
+def _size(sym: SymbolicGraph, node: Node, tensor: Tensor, axis: int) -> int:
+    try:
+        dim = sym.shape(tensor)[axis]
+    except Unliftable as reason:
+        raise Refused(node, f"an operand's shape is unknown: {reason}") from reason
+    if not isinstance(dim, Const):
+        raise Refused(node, "the head dimension is not fixed")
+    return int(dim.value)
+
+
+def _walk_scores(graph: gs.Graph, context: ChainContext, softmax: Node) -> Node:
+    """From the Softmax up to the product of query and key."""
+    tensor, below = softmax.inputs[0], softmax
+    while True:
+        users = [user for user in consumers(graph, tensor) if user.op != "Shape"]
+        if len(users) != 1 or is_graph_output(graph, tensor):
+            raise Refused(below, f"the scores {tensor.name!r} are also used elsewhere")
+        node = producer(tensor)
+        if node is None:
+            raise Refused(below, f"the scores {tensor.name!r} are an input of the graph")
+        context.chain.nodes.append(node)
+        if node.op == "MatMul":
+            return node
+        tensor, below = _score_step(context, node), node
+
+
+def _score_step(context: ChainContext, node: Node) -> Tensor:
+    for step in SCORE_STEPS:
+        found = step(context, node)
+        if found is not None:
+            return found
+    raise Refused(node, f"operator {node.op} between the scores and the softmax is not supported")
+
+
+def _walk_weights(
+    graph: gs.Graph, sym: SymbolicGraph, softmax: Node
+) -> tuple[Tensor, bool, list[Node]]:
+    """From the Softmax down to the tensor of weights that value is multiplied with."""
+    tensor, guarded = softmax.outputs[0], False
+    walked: list[Node] = []
+    while True:
+        if is_graph_output(graph, tensor):
+            raise Refused(softmax, "the attention weights are an output of the model")
+        users = list(consumers(graph, tensor))
+        for step in WEIGHT_STEPS:
+            found = step(sym, tensor, users)
+            if found is not None:
+                break
+        else:
+            return tensor, guarded, walked
+        tensor, guarded = found.tensor, guarded or found.nan_to_zero
+        walked += found.nodes
+
+
+def _value_product(graph: gs.Graph, weights: Tensor) -> Node:
+    users = list(consumers(graph, weights))
+    products = [u for u in users if u.op == "MatMul" and u.inputs[0] is weights]
+    if len(users) != 1 or len(products) != 1 or products[0].inputs[1] is weights:
+        names = ", ".join(f"{user.op} {user.name!r}" for user in users) or "nothing"
+        raise Refused(
+            producer(weights), f"the attention weights are used by {names}, not by one MatMul alone"
+        )
+    return products[0]
+
+
+def _read(
+    context: ChainContext, product: Node, side: int, index: ScoreIndex, dim: int, heads: int
+) -> tuple[OperandRead, list[Node]]:
+    """Query (side 0 of the score product), key (side 1) or value (side 1 of the other)."""
+    tensor = product.inputs[side]
+    is_value = producer(product.outputs[0]) is not None and product is not context.chain.nodes[-1]
+    channel = Var("d", integer(dim)) if dim > 1 else integer(0)
+    token = index.q if side == 0 else index.k
+    last = (channel, token) if side == 1 and not is_value else (token, channel)
+    full = (index.b, index.h, *last)
+    try:
+        dims = context.sym.shape(tensor)
+    except Unliftable as reason:
+        raise Refused(product, f"an operand's shape is unknown: {reason}") from reason
+    read, nodes = read_operand(
+        context, tensor, broadcast_index(full, dims), index.b, index.h, token, channel, heads
+    )
+    if read is None:
+        what = "value" if is_value else ("query", "key")[side]
+        raise Refused(product, f"the layout of {what} ({tensor.name!r}) can't be read")
+    return _with_stride(read, dim), nodes
+
+
+def _with_stride(read: OperandRead, dim: int) -> OperandRead:
+    """One head has no stride of its own; write the head dimension for it."""
+    layout = read.layout
+    if layout.order == "BSHD" and layout.head_stride == 0:
+        layout = TensorLayout("BSHD", layout.offset, dim)
+    return OperandRead(read.tensor, layout, read.heads, read.scale)
+
+
+def _check_heads(
+    product: Node, query: OperandRead, key: OperandRead, value: OperandRead, heads: int
+) -> None:
+    if query.heads != heads:
+        raise Refused(product, f"query has {query.heads} heads where the scores have {heads}")
+    if key.heads != value.heads:
+        raise Refused(product, f"key has {key.heads} heads and value {value.heads}")
+    if value.scale != 1.0:
+        raise Refused(product, "value is multiplied by a number on its way")

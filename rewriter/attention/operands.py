@@ -1,0 +1,158 @@
+"""How query, key and value are read: back through views to the projections' layout.
+
+The path from a product's operand back to the projection is followed as index
+arithmetic; where the index ends up as ``(b, s, offset + h * stride + d)`` the tensor
+can be read in place, whatever mixture of Reshape, Transpose, Split, Slice and Expand
+lies between.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from stof_onnx.ir.expr import Const, Expr, Poly
+from stof_onnx.ir.expr.build import floordiv, integer
+from stof_onnx.ir.operators.masked_attention import TensorLayout
+from stof_onnx.rewriter.attention.block import OperandRead
+from stof_onnx.rewriter.attention.context import ChainContext, float_type
+from stof_onnx.rewriter.graph import Node, Tensor, producer
+from stof_onnx.rewriter.symbolic.indexing import broadcast_index
+from stof_onnx.rewriter.symbolic.registry import Index, Shape, Unliftable
+
+Role = Literal["query", "key", "value"]
+
+
+def read_operand(
+    context: ChainContext,
+    tensor: Tensor,
+    index: Index,
+    batch: Expr,
+    head: Expr,
+    token: Expr,
+    channel: Expr,
+    heads: int,
+) -> tuple[OperandRead | None, list[Node]]:
+    """Follow an operand back as far as its layout stays readable.
+
+    Args:
+        context: the graph.
+        tensor: the operand of the product.
+        index: its index, written with the four following expressions.
+        batch, head, token, channel: b, h, s and d.
+        heads: query heads H.
+
+    Returns:
+        The deepest readable tensor (None if there is none) and the nodes above it that
+        were walked through.
+    """
+    best: OperandRead | None = None
+    walked: list[Node] = []
+    best_walked: list[Node] = []
+    scale = 1.0
+    while True:
+        found = _layout(context, tensor, index, (batch, head, token, channel), heads)
+        if found is not None:
+            best = OperandRead(tensor, found[0], found[1], scale)
+            best_walked = list(walked)
+        node = producer(tensor)
+        step = context.sym.view(tensor, index)
+        if step is not None:
+            tensor, index = step
+        else:
+            scaled = _scaled(context, node, index) if node is not None else None
+            if scaled is None:
+                return best, best_walked
+            tensor, index, factor = scaled
+            scale *= factor
+        walked.append(node)
+
+
+def _scaled(context: ChainContext, node: Node, index: Index) -> tuple[Tensor, Index, float] | None:
+    """(input, its index, factor) of a Mul or Div by one number, or of a Cast to itself."""
+    if node.op == "Cast" and float_type(node.inputs[0]) == float_type(node.outputs[0]) != "":
+        return node.inputs[0], index, 1.0
+    if node.op not in ("Mul", "Div"):
+        return None
+    for position in (1, 0) if node.op == "Mul" else (1,):
+        factor = context.scalar(node.inputs[position])
+        source = node.inputs[1 - position]
+        if factor is None or factor == 0.0:
+            continue
+        dims = context.sym.shape(source)
+        if len(dims) != len(index):
+            return None
+        return (
+            source,
+            broadcast_index(index, dims),
+            factor if node.op == "Mul" else 1.0 / factor,
+        )
+    return None
+
+
+def _layout(
+    context: ChainContext,
+    tensor: Tensor,
+    index: Index,
+    variables: tuple[Expr, Expr, Expr, Expr],
+    heads: int,
+) -> tuple[TensorLayout, int] | None:
+    """(layout, number of heads in the tensor) if the index is one of the layouts."""
+    try:
+        dims = context.sym.shape(tensor)
+    except Unliftable:
+        return None
+    return _match_bhsd(dims, index, variables, heads) or _match_bshd(dims, index, variables, heads)
+
+
+def _match_bhsd(
+    dims: Shape, index: Index, variables: tuple[Expr, Expr, Expr, Expr], heads: int
+) -> tuple[TensorLayout, int] | None:
+    batch, head, token, channel = variables
+    if len(dims) != 4 or (index[0], index[2], index[3]) != (batch, token, channel):
+        return None
+    if not isinstance(dims[1], Const) or not isinstance(dims[3], Const):
+        return None
+    held = int(dims[1].value)
+    if held == 0 or heads % held or index[1] != floordiv(head, integer(heads // held)):
+        return None
+    return TensorLayout("BHSD"), held
+
+
+def _match_bshd(
+    dims: Shape, index: Index, variables: tuple[Expr, Expr, Expr, Expr], heads: int
+) -> tuple[TensorLayout, int] | None:
+    batch, head, token, channel = variables
+    if len(dims) < 3 or (index[0], index[1]) != (batch, token):
+        return None
+    row: Poly = Poly.const(0)
+    for dim, i in zip(dims[2:], index[2:], strict=True):
+        if not isinstance(dim, Const):
+            return None
+        row = row * Poly.of(dim) + Poly.of(i)
+    for held in _divisors(heads):
+        layout = _match_row(row, floordiv(head, integer(heads // held)), channel)
+        if layout is not None:
+            return layout, held
+    return None
+
+
+def _match_row(row: Poly, head: Expr, channel: Expr) -> TensorLayout | None:
+    """The layout of a row position ``offset + head_stride * head + channel``."""
+    rest = row - Poly.of(channel)
+    stride = 0
+    if not isinstance(head, Const):
+        parts = rest.split(head)
+        if parts is None or parts[0].constant is None:
+            return None
+        stride, rest = parts[0].constant, parts[1]
+        if stride == 0:
+            return None
+    offset = rest.constant
+    if offset is None or offset < 0 or stride < 0:
+        return None
+    return TensorLayout("BSHD", offset, stride)
+
+
+def _divisors(heads: int) -> list[int]:
+    """Possible numbers of key heads, the largest first."""
+    return [n for n in range(heads, 0, -1) if heads % n == 0]

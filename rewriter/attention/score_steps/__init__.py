@@ -1,0 +1,22 @@
+"""Steps between the product of query and key and the Softmax, walked upwards.
+
+Each file knows one operator pattern and offers ``step(context, node) -> Tensor | None``:
+it records what the node does in the chain and returns the tensor to go on with, or
+None if the node isn't its business. Supporting another exporter's variation costs one
+file and one line in :data:`SCORE_STEPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stof_onnx.rewriter.attention.context import ChainContext
+from stof_onnx.rewriter.attention.score_steps import add_mask, cast, scale, where_mask
+from stof_onnx.rewriter.graph import Node, Tensor
+
+SCORE_STEPS: tuple[Callable[[ChainContext, Node], Tensor | None], ...] = (
+    cast.step,
+    scale.step,
+    add_mask.step,
+    where_mask.step,
+)

@@ -1,0 +1,26 @@
+"""Add of a mask or bias to the scores.
+
+Add(S, A)  ->  stage "add" with A
+"""
+
+from __future__ import annotations
+
+from stof_onnx.rewriter.attention.block import MaskStage, Refused
+from stof_onnx.rewriter.attention.context import ChainContext, float_type
+from stof_onnx.rewriter.graph import Node, Tensor
+
+
+def step(context: ChainContext, node: Node) -> Tensor | None:
+    """Record the side that isn't the score."""
+    if node.op != "Add":
+        return None
+    sides = [tensor for tensor in node.inputs if context.reaches_product(tensor)]
+    if len(sides) != 1:
+        what = "two products are added" if sides else "no product of query and key is added to"
+        raise Refused(node, f"{what}; only one score product is supported")
+    context.require_unscaled(node)
+    scores = sides[0]
+    mask = node.inputs[1] if node.inputs[0] is scores else node.inputs[0]
+    context.chain.stages.insert(0, MaskStage(node, "add", mask))
+    context.chain.score_dtype = float_type(node.outputs[0]) or context.chain.score_dtype
+    return scores

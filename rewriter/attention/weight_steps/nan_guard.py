@@ -1,0 +1,28 @@
+"""PyTorch's guard for rows without a key.
+
+Where(IsNaN(P), 0, P)  ->  nan_to_zero
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stof_onnx.ir.expr import Const, Var
+from stof_onnx.rewriter.attention.weight_steps.step import WeightStep
+from stof_onnx.rewriter.graph import Node, Tensor
+from stof_onnx.rewriter.symbolic import SymbolicGraph
+
+
+def step(sym: SymbolicGraph, tensor: Tensor, users: Sequence[Node]) -> WeightStep | None:
+    """Match IsNaN and Where as the only two users."""
+    by_op = {user.op: user for user in users}
+    if len(users) != 2 or set(by_op) != {"IsNaN", "Where"}:
+        return None
+    is_nan, where = by_op["IsNaN"], by_op["Where"]
+    condition, yes, no = where.inputs
+    if condition is not is_nan.outputs[0] or no is not tensor or len(condition.outputs) != 1:
+        return None
+    index = tuple(Var(f"i{axis}", dim) for axis, dim in enumerate(sym.shape(yes)))
+    if sym.element(yes, index) != Const(0.0):
+        return None
+    return WeightStep(where.outputs[0], (is_nan, where), nan_to_zero=True)

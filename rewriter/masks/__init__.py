@@ -1,0 +1,1 @@
+"""From the mask operands of a matched block to a proven MaskProgram."""

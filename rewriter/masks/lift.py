@@ -1,0 +1,314 @@
+"""Lift a block's mask stages to one MaskProgram over b, h, q, k.
+
+The operands are read as index arithmetic; whatever they load becomes an input of the
+stof node: run-time vectors and dense masks as they are, constant tables as block
+tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stof_onnx.ir.block_table import DEFAULT_TILE, BlockTable
+from stof_onnx.ir.expr import Const, Expr, Kind, Load, Op, Poly, Var, substitute, variables, walk
+from stof_onnx.ir.expr.build import TRUE, and_, eq0, fadd, fmul, integer, not_, sub, where
+from stof_onnx.ir.expr.evaluate import rebuild
+from stof_onnx.ir.expr.node import children
+from stof_onnx.ir.mask.program import (
+    BATCH,
+    HEADS,
+    KEYS,
+    QUERIES,
+    VARIABLES,
+    FillMode,
+    MaskProgram,
+    Operand,
+    swallows_scores,
+)
+from stof_onnx.rewriter.attention.block import AttentionBlock, MaskStage, Refused
+from stof_onnx.rewriter.masks.additive import hides, read_additive
+from stof_onnx.rewriter.symbolic import SymbolicGraph
+from stof_onnx.rewriter.symbolic.indexing import broadcast_index
+
+
+@dataclass(frozen=True)
+class OperandSource:
+    """Where a program operand comes from.
+
+    Attributes:
+        operand: as the program names it.
+        tensor: name of the graph's tensor; "" for a block table.
+        kind: of the elements the program loads.
+        table: the block table, for a constant mask.
+    """
+
+    operand: Operand
+    tensor: str
+    kind: Kind
+    table: BlockTable | None = None
+
+
+@dataclass(frozen=True)
+class LiftedMask:
+    """A program, its operands' sources, and the dimensions its symbols stand for.
+
+    Attributes:
+        program: over the variables of ``ir.mask.program``.
+        sources: one for each operand, in order.
+        assumptions: what the reading relies on, for the report.
+    """
+
+    program: MaskProgram
+    sources: tuple[OperandSource, ...]
+    assumptions: tuple[str, ...] = ()
+
+
+class NotLiftable(Exception):  # noqa: N818 - leads to the dense mask, not to a failure
+    """The stages don't make a program; the text says why."""
+
+
+def lift(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
+    """The program of a block's stages.
+
+    Raises:
+        NotLiftable: with the reason.
+    """
+    read = [_read_stage(sym, stage, block) for stage in block.chain.stages]
+    keep: Expr = and_(*(stage.keep for stage in read))
+    bias: Expr | None = None
+    for stage in read:
+        if stage.bias is not None:
+            bias = stage.bias if bias is None else fadd(bias, stage.bias)
+    fill, mode = _combined_fill(read, block.chain.score_dtype)
+    names = _dimension_names(block)
+    keep = _rename(keep, names)
+    bias = None if bias is None else _rename(bias, names)
+    keep, bias, sources = _bind(sym, keep, bias)
+    program = MaskProgram(
+        keep=keep,
+        bias=bias,
+        fill=fill,
+        fill_mode=mode,
+        nan_to_zero=block.nan_to_zero,
+        operands=tuple(source.operand for source in sources),
+    )
+    return LiftedMask(program, sources, tuple(a for stage in read for a in stage.assumptions))
+
+
+@dataclass(frozen=True)
+class _StageRead:
+    stage: MaskStage
+    keep: Expr
+    bias: Expr | None
+    fills: frozenset[float]
+    assumptions: tuple[str, ...] = ()
+
+
+def _read_stage(sym: SymbolicGraph, stage: MaskStage, block: AttentionBlock) -> _StageRead:
+    index = broadcast_index(block.index.all, sym.shape(stage.tensor))
+    expr = sym.element(stage.tensor, index)
+    if stage.mode == "add":
+        return _read_add(stage, expr, block.chain.score_dtype)
+    keep = expr if stage.mode == "keep" else not_(expr)
+    if keep != TRUE and not hides(stage.fill, block.chain.score_dtype):
+        raise NotLiftable(f"{stage.node.name!r} writes {stage.fill}, which hides nothing")
+    return _StageRead(stage, keep, None, frozenset() if keep == TRUE else frozenset({stage.fill}))
+
+
+def _read_add(stage: MaskStage, expr: Expr, score_dtype: str) -> _StageRead:
+    assumed: list[str] = []
+    selected = _zero_one_as_selection(expr, assumed)
+    found = read_additive(selected, score_dtype)
+    if assumed and found.bias is not None:
+        assumed, found = [], read_additive(expr, score_dtype)
+    notes = tuple(f"{name!r} is taken to hold only 0 and 1" for name in sorted(set(assumed)))
+    return _StageRead(stage, found.keep, found.bias, found.fills, notes)
+
+
+def _zero_one_as_selection(expr: Expr, assumed: list[str]) -> Expr:
+    """Read ``(1 - float(mask)) * fill`` of a 0/1 vector as a selection.
+
+    The names of the vectors that must hold only 0 and 1 for this are appended.
+    """
+    if not isinstance(expr, Op):
+        return expr
+    if expr.name == "float" and isinstance(expr.args[0], Load):
+        assumed.append(expr.args[0].source)
+        return where(eq0(expr.args[0]), Const(0.0), Const(1.0))
+    if expr.name in ("fadd", "fmul", "where"):
+        args = [_zero_one_as_selection(arg, assumed) for arg in expr.args]
+        return {"fadd": fadd, "fmul": fmul, "where": where}[expr.name](*args)
+    return expr
+
+
+def _combined_fill(read: Sequence[_StageRead], score_dtype: str) -> tuple[float, FillMode]:
+    """The one number that every hidden pair ends up with, and how it got there.
+
+    Raises:
+        NotLiftable: if a row without keys would see different numbers.
+    """
+    masking = [stage for stage in read if stage.fills]
+    fills = {fill for stage in masking for fill in stage.fills}
+    if not fills:
+        return -math.inf, "replace"
+    if len(fills) > 1:
+        raise NotLiftable(f"hidden pairs get different numbers: {sorted(fills)}")
+    (fill,) = fills
+    if math.isinf(fill):
+        return fill, "replace"
+    last = masking[-1].stage
+    later = read[read.index(masking[-1]) + 1 :]
+    if any(stage.bias is not None for stage in later) and last.mode != "add":
+        raise NotLiftable("a bias is added after the scores were overwritten")
+    if len(masking) > 1 and any(stage.stage.mode == "add" for stage in masking[1:]):
+        # A pair hidden twice would hold twice the number: a row without keys is then an
+        # average over the pairs hidden once, which no single fill reproduces.
+        raise NotLiftable("two masks are added one after the other")
+    swallowed = all(s.stage.mode != "add" or swallows_scores(fill, score_dtype) for s in masking)
+    if len(masking) > 1 and not swallowed:
+        raise NotLiftable("two masks in a row whose fill does not swallow the score")
+    return fill, "add" if all(s.stage.mode == "add" for s in masking) else "replace"
+
+
+def _dimension_names(block: AttentionBlock) -> dict[str, Expr]:
+    """What each symbol of the graph is in terms of B, H, Sq and Sk."""
+    names: dict[str, Expr] = {}
+    for dim, name in zip(block.dims, (BATCH, HEADS, QUERIES, KEYS), strict=True):
+        poly = Poly.of(dim)
+        unknown = [
+            atom for atom in poly.atoms() if isinstance(atom, Var) and atom.name not in names
+        ]
+        if len(unknown) != 1:
+            continue
+        parts = poly.split(unknown[0])
+        if parts is not None and parts[0].constant == 1:
+            rest = substitute(parts[1].expr(), lambda e: names.get(getattr(e, "name", "")))
+            names[unknown[0].name] = sub(name, rest)
+    return names
+
+
+def _rename(expr: Expr, names: dict[str, Expr]) -> Expr:
+    """Replace the graph's symbols by the program's variables."""
+
+    def replace(node: Expr) -> Expr | None:
+        if not isinstance(node, Var):
+            return None
+        if node.bound is not None:
+            return VARIABLES[node.name]
+        if node.name not in names:
+            raise NotLiftable(f"the mask depends on dimension {node.name!r}, not of the scores")
+        return names[node.name]
+
+    return substitute(expr, replace)
+
+
+def _bind(
+    sym: SymbolicGraph, keep: Expr, bias: Expr | None
+) -> tuple[Expr, Expr | None, tuple[OperandSource, ...]]:
+    """Make each load an operand and rewrite the loads accordingly."""
+    sources: dict[tuple[str, Kind], OperandSource] = {}
+    keep = _truth_of_integers(keep)
+
+    def replace(node: Expr) -> Expr | None:
+        if not isinstance(node, Load):
+            return None
+        if node.source in sym.tables:
+            source, index = _bind_table(sym, node)
+        else:
+            source, index = _bind_tensor(node), node.index
+        key = (source.operand.name, node.kind)
+        known = sources.setdefault(key, source)
+        if known.operand != source.operand:
+            raise NotLiftable(f"constant {node.source!r} is read in two ways")
+        return Load(source.operand.name, index, node.kind)
+
+    keep = substitute(keep, replace)
+    bias = None if bias is None else substitute(bias, replace)
+    return keep, bias, tuple(sources.values())
+
+
+def _truth_of_integers(keep: Expr) -> Expr:
+    """An integer vector that is only compared with 0 is loaded as booleans."""
+    numeric = {
+        child.source
+        for node in walk(keep)
+        if not (isinstance(node, Op) and node.name == "eq0")
+        for child in children(node)
+        if isinstance(child, Load) and child.kind == "int"
+    }
+
+    def visit(node: Expr) -> Expr:
+        if not isinstance(node, Op):
+            return node
+        if node.name == "eq0" and isinstance(node.args[0], Load):
+            load = node.args[0]
+            if load.source not in numeric:
+                return not_(Load(load.source, load.index, "bool"))
+        return rebuild(node.name, tuple(visit(arg) for arg in node.args))
+
+    return visit(keep)
+
+
+def _bind_tensor(load: Load) -> OperandSource:
+    operand = Operand(load.source, "tensor", len(load.index))
+    return OperandSource(operand, load.source, load.kind)
+
+
+def _bind_table(sym: SymbolicGraph, load: Load) -> tuple[OperandSource, tuple[Expr, ...]]:
+    """A constant table as [group, query, key]; fixed indices are cut out of it."""
+    array = sym.tables[load.source]
+    fixed = tuple(int(i.value) if isinstance(i, Const) else slice(None) for i in load.index)
+    free = [i for i in load.index if not isinstance(i, Const)]
+    dense = array[fixed]
+    if len(free) == 2:
+        dense, index = dense[None], (integer(0), *free)
+    elif len(free) == 3:
+        index = tuple(free)
+    else:
+        raise NotLiftable(f"constant {load.source!r} is read with {len(free)} varying indices")
+    if "h" in variables(index[0]) and len(free) == 2:
+        raise NotLiftable(f"constant {load.source!r} is read by head and one position")
+    table = BlockTable.from_dense(np.ascontiguousarray(dense), DEFAULT_TILE)
+    operand = Operand(load.source, "block_table", 3, table.shape, table.tile)
+    return OperandSource(operand, "", "bool", table), tuple(index)
+
+
+def lift_dense(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
+    """The mask operands themselves as dense run-time inputs: no structure, but exact.
+
+    Raises:
+        Refused: where the stages can't be kept even in this form.
+    """
+    keep: Expr = TRUE
+    bias: Expr | None = None
+    fill: float | None = None
+    names = _dimension_names(block)
+    sources: list[OperandSource] = []
+    for stage in block.chain.stages:
+        index = broadcast_index(block.index.all, sym.shape(stage.tensor))
+        kind: Kind = "float" if stage.mode == "add" else "bool"
+        load = Load(stage.tensor.name, tuple(_rename(i, names) for i in index), kind)
+        sources.append(_bind_tensor(load))
+        if stage.mode == "add":
+            if fill is not None and not math.isinf(fill):
+                raise Refused(stage.node, "a mask is added after the scores were overwritten")
+            bias = load if bias is None else fadd(bias, load)
+            continue
+        if not hides(stage.fill, block.chain.score_dtype):
+            raise Refused(stage.node, f"it writes {stage.fill}, which hides nothing")
+        if fill not in (None, stage.fill):
+            raise Refused(stage.node, f"scores are overwritten by {fill} and by {stage.fill}")
+        fill = stage.fill
+        keep = and_(keep, load if stage.mode == "keep" else not_(load))
+    program = MaskProgram(
+        keep=keep,
+        bias=bias,
+        fill=-math.inf if fill is None else fill,
+        nan_to_zero=block.nan_to_zero,
+        operands=tuple(source.operand for source in sources),
+    )
+    return LiftedMask(program, tuple(sources))

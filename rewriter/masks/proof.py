@@ -1,0 +1,299 @@
+"""Prove a lifted mask: compare it with the original subgraph, run by ONNX Runtime.
+
+The subgraph from the run-time inputs to the mask operands is cut out and run at sizes
+on both sides of every constant of the program, at odd sizes and with unequal numbers
+of queries and keys where the graph allows it. Every element must agree exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime as ort
+
+from stof_onnx.ir.expr import Const, Expr, Var, evaluate, walk
+from stof_onnx.ir.expr.ops import Array
+from stof_onnx.ir.mask.program import MaskProgram, index_grid
+from stof_onnx.rewriter.attention.block import AttentionBlock
+from stof_onnx.rewriter.graph import Node, Tensor
+from stof_onnx.rewriter.masks.additive import hiding_threshold
+from stof_onnx.rewriter.masks.lift import LiftedMask
+from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
+
+# Larger masks are compared up to this size only; the report then says so.
+MAX_SIZE = 4100
+_BASE_SIZES = (1, 2, 7, 33)
+_BATCH = 2
+
+
+class ProofFailed(Exception):  # noqa: N818 - leads to the dense mask, not to a failure
+    """The program and the subgraph differ, or could not be compared."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The subgraph from run-time values to the mask operands.
+
+    Attributes:
+        nodes: in graph order.
+        loaded: tensors whose values the program loads.
+        shaped: tensors of which only the shape is read.
+    """
+
+    nodes: tuple[Node, ...]
+    loaded: tuple[Tensor, ...]
+    shaped: tuple[Tensor, ...]
+
+
+def prove(graph: gs.Graph, sym: SymbolicGraph, block: AttentionBlock, lifted: LiftedMask) -> str:
+    """Compare program and subgraph at several sizes.
+
+    Returns:
+        What was compared, in words, for the report.
+
+    Raises:
+        ProofFailed: naming the first difference.
+    """
+    stages = [stage.tensor for stage in block.chain.stages]
+    if not stages:
+        return "no mask in the graph"
+    loaded = {source.tensor for source in lifted.sources if source.tensor}
+    cut = cut_subgraph(graph, stages, loaded)
+    session = _session(graph, cut, stages)
+    rng = np.random.default_rng(0)
+    seen: list[str] = []
+    for symbols in _sizes(sym, block, cut, lifted):
+        dims = [_evaluate(dim, symbols) for dim in block.dims]
+        feeds = _feeds(sym, cut, lifted, symbols, rng)
+        try:
+            values = session.run(None, feeds)
+        except Exception as error:  # onnxruntime raises its own undocumented types
+            raise ProofFailed(f"the subgraph fails at {dims[2]}x{dims[3]}: {error}") from error
+        _compare(sym, block, lifted, dims, feeds, values)
+        seen.append(f"{dims[2]}x{dims[3]}")
+    return f"equal to the original subgraph at {len(seen)} sizes ({', '.join(seen)})"
+
+
+def cut_subgraph(graph: gs.Graph, outputs: list[Tensor], loaded: set[str]) -> Cut:
+    """The nodes between the mask operands and what they read at run time."""
+    needed: set[int] = set()
+    load_cut: dict[str, Tensor] = {}
+    shape_cut: dict[str, Tensor] = {}
+    frontier = list(outputs)
+    while frontier:
+        tensor = frontier.pop()
+        if isinstance(tensor, gs.Constant) or tensor.is_empty():
+            continue
+        if tensor.name in loaded or not tensor.inputs:
+            load_cut[tensor.name] = tensor
+            continue
+        node = tensor.inputs[0]
+        if id(node) in needed:
+            continue
+        needed.add(id(node))
+        if node.op == "Shape" and not isinstance(node.inputs[0], gs.Constant):
+            shape_cut[node.inputs[0].name] = node.inputs[0]
+        else:
+            frontier += node.inputs
+    nodes = tuple(node for node in graph.nodes if id(node) in needed)
+    produced = {output.name for node in nodes for output in node.outputs}
+    for name in produced & set(shape_cut):
+        # Computed inside the subgraph as well: no input of its own.
+        del shape_cut[name]
+    for name in set(shape_cut) & set(load_cut):
+        del shape_cut[name]
+    return Cut(nodes, tuple(load_cut.values()), tuple(shape_cut.values()))
+
+
+def _session(graph: gs.Graph, cut: Cut, outputs: list[Tensor]) -> ort.InferenceSession:
+    inputs = [*cut.loaded, *cut.shaped]
+    distinct = {tensor.name: tensor for tensor in outputs}
+    identities = [
+        gs.Node("Identity", inputs=[tensor], outputs=[gs.Variable(f"{name}.proof", tensor.dtype)])
+        for name, tensor in distinct.items()
+    ]
+    return _build_session(graph, cut, inputs, identities)
+
+
+def _build_session(
+    graph: gs.Graph, cut: Cut, inputs: list[Any], identities: list[Node]
+) -> ort.InferenceSession:
+    try:
+        part = gs.Graph(
+            nodes=[*cut.nodes, *identities],
+            inputs=inputs,
+            outputs=[node.outputs[0] for node in identities],
+            opset=graph.opset,
+            import_domains=graph.import_domains,
+        )
+        model = gs.export_onnx(part, do_type_check=False)
+    finally:
+        # The probes must not stay among the mask's users.
+        for node in identities:
+            node.inputs.clear()
+    # Exporters declare dimensions they don't know as 0: no declared shape binds the feeds.
+    for value in model.graph.input:
+        value.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    model.ir_version = 10
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime raises its own undocumented types
+        raise ProofFailed(f"the mask's subgraph can't be run on its own: {error}") from error
+
+
+def _sizes(
+    sym: SymbolicGraph, block: AttentionBlock, cut: Cut, lifted: LiftedMask
+) -> Iterator[dict[str, int]]:
+    """Assignments of the graph's symbols to prove at."""
+    batch = _symbols([block.dims[0]])
+    lengths = _symbols(block.dims[2:]) - batch
+    shapes = [dim for tensor in (*cut.loaded, *cut.shaped) for dim in _dims(sym, tensor)]
+    others = _symbols(shapes) - batch - lengths
+    limit = _length_limit(lifted)
+    sizes = sorted({s for s in (*_BASE_SIZES, *_around_constants(lifted.program)) if s <= limit})
+    if limit < MAX_SIZE:
+        sizes = sorted({*sizes, limit - 1, limit} - {0})
+    if not lengths:
+        yield {**dict.fromkeys(batch, _BATCH), **dict.fromkeys(others, 3)}
+        return
+    ordered = sorted(lengths)
+    for i, size in enumerate(sizes):
+        # Symbols that can differ get different sizes, each in turn the larger.
+        values = {
+            name: size if (position + i) % len(ordered) == 0 else max(1, size // 2 + position)
+            for position, name in enumerate(ordered)
+        }
+        yield {**dict.fromkeys(batch, _BATCH), **dict.fromkeys(others, 3), **values}
+
+
+def _dims(sym: SymbolicGraph, tensor: Tensor) -> tuple[Expr, ...]:
+    try:
+        return sym.shape(tensor)
+    except Unliftable as reason:
+        raise ProofFailed(f"shape of {tensor.name!r} unknown: {reason}") from reason
+
+
+def _symbols(exprs: Any) -> set[str]:
+    return {
+        node.name
+        for expr in exprs
+        for node in walk(expr)
+        if isinstance(node, Var) and node.bound is None
+    }
+
+
+def _length_limit(lifted: LiftedMask) -> int:
+    """Largest number of queries and keys that the constant tables cover."""
+    lengths = [n for s in lifted.sources if s.table is not None for n in s.table.shape[1:]]
+    return min([*lengths, MAX_SIZE])
+
+
+def _around_constants(program: MaskProgram) -> set[int]:
+    """Sizes just below, at and above each integer of the program, and twice it."""
+    constants: set[int] = set()
+    for expr in (program.keep, *([program.bias] if program.bias is not None else [])):
+        for node in walk(expr):
+            if isinstance(node, Const) and node.kind == "int":
+                constants.add(abs(int(node.value)))
+    sizes: set[int] = set()
+    for constant in constants - {0, 1}:
+        sizes |= {constant - 1, constant, constant + 1, constant + 2, 2 * constant + 3}
+    return {size for size in sizes if size >= 1}
+
+
+def _evaluate(expr: Expr, symbols: Mapping[str, int]) -> int:
+    try:
+        return int(evaluate(expr, dict(symbols), {}))
+    except KeyError as missing:
+        raise ProofFailed(f"dimension {missing} can't be chosen freely") from missing
+
+
+def _feeds(
+    sym: SymbolicGraph,
+    cut: Cut,
+    lifted: LiftedMask,
+    symbols: Mapping[str, int],
+    rng: np.random.Generator,
+) -> dict[str, Array]:
+    feeds: dict[str, Array] = {}
+    for tensor in (*cut.loaded, *cut.shaped):
+        shape = [_evaluate(dim, symbols) for dim in _dims(sym, tensor)]
+        if tensor.dtype is None:
+            raise ProofFailed(f"the type of {tensor.name!r} is unknown")
+        dtype = np.dtype(tensor.dtype)
+        if dtype == np.bool_ or np.issubdtype(dtype, np.integer):
+            feeds[tensor.name] = rng.integers(0, 2, shape).astype(dtype)
+        else:
+            feeds[tensor.name] = rng.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def _compare(
+    sym: SymbolicGraph,
+    block: AttentionBlock,
+    lifted: LiftedMask,
+    dims: list[int],
+    feeds: Mapping[str, Array],
+    values: list[Array],
+) -> None:
+    """The stages, applied to a score of 0, against the program."""
+    names = list({stage.tensor.name: None for stage in block.chain.stages})
+    by_name = dict(zip(names, values, strict=True))
+    shape = tuple(dims)
+    expected_keep = np.ones(shape, bool)
+    expected_bias = np.zeros(shape, np.float64)
+    for stage in block.chain.stages:
+        value = np.broadcast_to(by_name[stage.tensor.name], shape)
+        if stage.mode == "add":
+            hidden = value <= hiding_threshold(block.chain.score_dtype)
+            expected_keep &= ~hidden
+            expected_bias += np.where(hidden, 0.0, value.astype(np.float64))
+            _check_fill(value[hidden], lifted.program.fill)
+        else:
+            expected_keep &= value if stage.mode == "keep" else ~value
+    sizes = dict(zip(("B", "H", "Sq", "Sk"), dims, strict=True))
+    sources = _program_sources(sym, lifted, feeds)
+    keep = np.broadcast_to(lifted.program.evaluate_keep(sizes, sources), shape)
+    bias = np.zeros(shape)
+    if lifted.program.bias is not None:
+        bias = np.broadcast_to(
+            evaluate(lifted.program.bias, index_grid(sizes), sources).astype(np.float64), shape
+        )
+    # A bias that hides is hidden for the comparison on both sides.
+    differs = (keep != expected_keep) & ~(np.isneginf(bias) & ~expected_keep)
+    if differs.any():
+        at = tuple(int(i) for i in np.argwhere(differs)[0])
+        raise ProofFailed(f"the program and the graph differ at (b, h, q, k) = {at} of {shape}")
+    both = keep & expected_keep
+    if not np.allclose(bias[both], expected_bias[both], rtol=1e-6, atol=0):
+        raise ProofFailed("the program's bias and the graph's differ")
+
+
+def _check_fill(hidden: Array, fill: float) -> None:
+    if hidden.size and not np.all(hidden == np.asarray(fill, hidden.dtype)):
+        raise ProofFailed("hidden pairs hold another number than the program's fill")
+
+
+def _program_sources(
+    sym: SymbolicGraph, lifted: LiftedMask, feeds: Mapping[str, Array]
+) -> dict[str, Array]:
+    sources: dict[str, Array] = {}
+    for source in lifted.sources:
+        if source.table is not None:
+            sources[source.operand.name] = source.table.to_dense()
+        else:
+            tensor = sym.tensors[source.tensor]
+            value = tensor.values if isinstance(tensor, gs.Constant) else feeds[source.tensor]
+            sources[source.operand.name] = value != 0 if source.kind == "bool" else value
+    return sources

@@ -1,0 +1,276 @@
+"""Rewrite a model: replace each attention block by a StofMaskedAttention node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from stof_onnx.ir.block_table import ARRAY_NAMES
+from stof_onnx.ir.expr import Const, Expr, to_text
+from stof_onnx.ir.mask import classify
+from stof_onnx.ir.mask.classify import MaskKind
+from stof_onnx.ir.mask.program import MaskProgram
+from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention
+from stof_onnx.ir.operators.registry import DOMAIN, PLUGIN_VERSION
+from stof_onnx.rewriter.attention.block import AttentionBlock, Refused
+from stof_onnx.rewriter.attention.match import is_attention_like, match_block
+from stof_onnx.rewriter.graph import Node, Tensor, export_model, import_graph
+from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, OperandSource, lift, lift_dense
+from stof_onnx.rewriter.masks.proof import ProofFailed, prove
+from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
+from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
+
+Advance = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class FusedBlock:
+    """A block that became a stof node.
+
+    Attributes:
+        block: as matched.
+        attributes: of the node.
+        kind: of the mask.
+        proof: what the mask was compared at.
+        assumptions: what the reading relies on.
+        query_shape, key_shape: symbolic shapes of the tensors that are read.
+    """
+
+    block: AttentionBlock
+    attributes: MaskedAttention
+    kind: MaskKind
+    proof: str
+    assumptions: tuple[str, ...]
+    query_shape: tuple[str, ...]
+    key_shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RefusedBlock:
+    """A block that stays: the node of its Softmax and the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """The rewritten model and what happened to each attention-like block."""
+
+    model: onnx.ModelProto
+    blocks: tuple[FusedBlock | RefusedBlock, ...]
+    nodes_before: int
+    nodes_after: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Context:
+    graph: gs.Graph
+    sym: SymbolicGraph
+    operands: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    proofs: dict[Any, str] = field(default_factory=dict)
+
+
+def find_blocks(graph: gs.Graph, sym: SymbolicGraph) -> list[Node]:
+    """The Softmax of each attention-like block, in graph order."""
+    return [n for n in graph.nodes if n.op == "Softmax" and is_attention_like(graph, sym, n)]
+
+
+def rewrite(
+    model: onnx.ModelProto,
+    on_found: Callable[[int], None] = lambda count: None,
+    on_block: Advance = lambda: None,
+) -> Rewrite:
+    """Replace every attention block that can be read and proven.
+
+    Args:
+        model: not changed.
+        on_found: called with the number of attention-like blocks.
+        on_block: called after each of them.
+    """
+    graph = import_graph(model)
+    sym = SymbolicGraph(graph)
+    softmaxes = find_blocks(graph, sym)
+    on_found(len(softmaxes))
+    context = _Context(graph, sym)
+    blocks: list[FusedBlock | RefusedBlock] = []
+    for softmax in softmaxes:
+        blocks.append(_fuse(context, softmax))
+        on_block()
+    before = len(model.graph.node)
+    if not any(isinstance(block, FusedBlock) for block in blocks):
+        return Rewrite(model, tuple(blocks), before, before)
+    sink_head_transposes(graph, sym)
+    final = tuple(_as_written(graph, block) for block in blocks)
+    _declare_domain(graph)
+    rewritten = export_model(graph, model)
+    return Rewrite(rewritten, final, before, len(rewritten.graph.node), _notes(final))
+
+
+def _as_written(graph: gs.Graph, block: FusedBlock | RefusedBlock) -> FusedBlock | RefusedBlock:
+    """The block with the attributes that the passes after the replacement left."""
+    if isinstance(block, RefusedBlock):
+        return block
+    (node,) = block.block.output.tensor.inputs
+    return replace(block, attributes=MaskedAttention.from_attributes(node.attrs, node.name))
+
+
+def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
+    try:
+        block = match_block(context.graph, context.sym, softmax)
+        lifted, proof = _lift_and_prove(context, block)
+    except Refused as refusal:
+        return RefusedBlock(softmax.name, str(refusal))
+    except Unliftable as reason:
+        return RefusedBlock(softmax.name, f"a shape is unknown: {reason}")
+    attributes = _attributes(block, lifted.program)
+    _replace(context, block, lifted, attributes)
+    return FusedBlock(
+        block=block,
+        attributes=attributes,
+        kind=classify(lifted.program),
+        proof=proof,
+        assumptions=lifted.assumptions,
+        query_shape=_texts(context.sym.shape(block.query.tensor)),
+        key_shape=_texts(context.sym.shape(block.key.tensor)),
+    )
+
+
+def _lift_and_prove(context: _Context, block: AttentionBlock) -> tuple[LiftedMask, str]:
+    """The lifted mask and its proof; the dense mask where either fails."""
+    try:
+        lifted = lift(context.sym, block)
+        return lifted, _prove(context, block, lifted)
+    except (NotLiftable, ProofFailed) as reason:
+        dense = lift_dense(context.sym, block)
+        return dense, f"read at run time as it is, because {reason}"
+
+
+def _prove(context: _Context, block: AttentionBlock, lifted: LiftedMask) -> str:
+    """Blocks that share mask tensors and program share the proof."""
+    stages = tuple((s.mode, s.fill, id(s.tensor)) for s in block.chain.stages)
+    key = (stages, block.dims, lifted.program.to_json())
+    if key not in context.proofs:
+        context.proofs[key] = prove(context.graph, context.sym, block, lifted)
+    return context.proofs[key]
+
+
+def _attributes(block: AttentionBlock, program: MaskProgram) -> MaskedAttention:
+    return MaskedAttention(
+        num_heads=block.query.heads,
+        kv_num_heads=block.key.heads,
+        head_dim=block.head_dim,
+        value_head_dim=block.value_head_dim,
+        scale=block.chain.scale * block.query.scale * block.key.scale,
+        query=block.query.layout,
+        key=block.key.layout,
+        value=block.value.layout,
+        output=block.output.layout,
+        output_rank=block.output.rank,
+        mask=program,
+        score_dtype=block.chain.score_dtype,
+    )
+
+
+def _replace(
+    context: _Context, block: AttentionBlock, lifted: LiftedMask, attributes: MaskedAttention
+) -> None:
+    """Put the stof node in the place of the block's output."""
+    inputs = [block.query.tensor, block.key.tensor, block.value.tensor]
+    for source in lifted.sources:
+        inputs += _operand_tensors(context, source)
+    output = block.output.tensor
+    output.inputs.clear()
+    node = gs.Node(
+        op=OP_TYPE,
+        name=f"stof/{block.name}",
+        attrs={
+            **attributes.attributes(),
+            "plugin_version": PLUGIN_VERSION,
+            "plugin_namespace": DOMAIN,
+        },
+        inputs=inputs,
+        outputs=[output],
+        domain=DOMAIN,
+    )
+    # ONNX's shape inference stops at a stof node, so the output's type is written down.
+    output.dtype = block.query.tensor.dtype
+    output.shape = [_declared(dim) for dim in context.sym.shape(output)]
+    context.graph.nodes.append(node)
+
+
+def _declared(dim: Expr) -> int | str:
+    return int(dim.value) if isinstance(dim, Const) else to_text(dim)
+
+
+def _operand_tensors(context: _Context, source: OperandSource) -> list[Tensor]:
+    if source.table is not None:
+        prefix = f"stof/table/{source.table.digest[:16]}"
+        return [
+            _constant(context, f"{prefix}/{name}", source.table.arrays()[name])
+            for name in ARRAY_NAMES
+        ]
+    return [_run_time_operand(context, source)]
+
+
+def _constant(context: _Context, name: str, values: Any) -> Tensor:
+    key = (name, "constant")
+    if key not in context.operands:
+        context.operands[key] = gs.Constant(name, np.ascontiguousarray(values))
+    return context.operands[key]
+
+
+def _run_time_operand(context: _Context, source: OperandSource) -> Tensor:
+    """Plugin tensors can't be BOOL: a boolean enters as INT8, an integer as INT32."""
+    key = (source.tensor, source.kind)
+    if key in context.operands:
+        return context.operands[key]
+    tensor = context.sym.tensors[source.tensor]
+    if isinstance(tensor, gs.Constant):
+        types = {"bool": np.int8, "int": np.int32, "float": np.float32}
+        return _constant(context, f"stof/{tensor.name}", tensor.values.astype(types[source.kind]))
+    if source.kind == "bool":
+        if tensor.dtype is None or np.dtype(tensor.dtype) != np.bool_:
+            tensor = _cast(context, tensor, TensorProto.BOOL, np.bool_, "bool")
+        tensor = _cast(context, tensor, TensorProto.INT8, np.int8, "int8")
+    elif source.kind == "int":
+        tensor = _cast(context, tensor, TensorProto.INT32, np.int32, "int32")
+    context.operands[key] = tensor
+    return tensor
+
+
+def _cast(context: _Context, tensor: Tensor, to: int, dtype: Any, suffix: str) -> Tensor:
+    name = f"stof/{tensor.name}/{suffix}"
+    output = gs.Variable(name, dtype, tensor.shape)
+    context.graph.nodes.append(
+        gs.Node("Cast", name=name, attrs={"to": to}, inputs=[tensor], outputs=[output])
+    )
+    return output
+
+
+def _declare_domain(graph: gs.Graph) -> None:
+    domains = list(graph.import_domains or [])
+    if not any(entry.domain == DOMAIN for entry in domains):
+        domains.append(onnx.helper.make_opsetid(DOMAIN, int(PLUGIN_VERSION)))
+    graph.import_domains = domains
+
+
+def _texts(dims: Iterable[Expr]) -> tuple[str, ...]:
+    return tuple(to_text(dim) for dim in dims)
+
+
+def _notes(blocks: Iterable[FusedBlock | RefusedBlock]) -> tuple[str, ...]:
+    notes = {
+        note: None
+        for block in blocks
+        if isinstance(block, FusedBlock)
+        for note in block.assumptions
+    }
+    return tuple(notes)

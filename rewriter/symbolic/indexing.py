@@ -1,0 +1,161 @@
+"""Index arithmetic shared by the rules: axes, reshapes, slices, broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from stof_onnx.ir.expr import Const, Expr, Poly
+from stof_onnx.ir.expr.bounds import is_positive
+from stof_onnx.ir.expr.build import add, floordiv, integer, minimum, mod, mul, sub
+from stof_onnx.rewriter.symbolic.registry import Index, Node, Shape, Unliftable
+
+if TYPE_CHECKING:
+    from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
+
+_HUGE = 2**31 - 1
+
+
+def attribute(node: Node, name: str, default: Any) -> Any:
+    """A node's attribute or its default."""
+    return node.attrs.get(name, default)
+
+
+def axis_of(axis: int, rank: int) -> int:
+    """A non-negative axis."""
+    if not -rank <= axis < rank:
+        raise Unliftable(f"axis {axis} of a tensor of rank {rank}")
+    return axis % rank
+
+
+def optional_input(node: Node, position: int) -> Any:
+    """An input tensor, or None where it is absent or empty."""
+    if position >= len(node.inputs) or node.inputs[position].is_empty():
+        return None
+    return node.inputs[position]
+
+
+def product(dims: Sequence[Expr]) -> Poly:
+    """Product of dimensions."""
+    result = Poly.const(1)
+    for dim in dims:
+        result = result * Poly.of(dim)
+    return result
+
+
+def broadcast_shape(left: Shape, right: Shape) -> Shape:
+    """ONNX multidirectional broadcasting.
+
+    Two different symbols are taken to be equal (a model in which one of them were 1
+    would break that; the check on real inputs covers it).
+    """
+    rank = max(len(left), len(right))
+    ones: tuple[Expr, ...] = (integer(1),)
+    left = ones * (rank - len(left)) + tuple(left)
+    right = ones * (rank - len(right)) + tuple(right)
+    return tuple(_broadcast_dim(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _broadcast_dim(left: Expr, right: Expr) -> Expr:
+    if left == integer(1):
+        return right
+    if right == integer(1) or left == right:
+        return left
+    return right if isinstance(right, Const) else left
+
+
+def broadcast_index(index: Index, dims: Shape) -> Index:
+    """Index of an operand of shape ``dims`` for an index of the broadcast result."""
+    tail = index[len(index) - len(dims) :] if dims else ()
+    return tuple(integer(0) if dim == integer(1) else i for i, dim in zip(tail, dims, strict=True))
+
+
+def regroup(index: Index, new_shape: Shape, old_shape: Shape) -> Index:
+    """Index into ``old_shape`` of the element at ``index`` of a reshape to ``new_shape``.
+
+    Both shapes are cut into the shortest groups of axes with equal products, so that
+    only axes that are really merged or split meet division.
+    """
+    result: list[Expr] = []
+    new_at = old_at = 0
+    while new_at < len(new_shape) or old_at < len(old_shape):
+        new_end, old_end = _next_group(new_shape, new_at, old_shape, old_at)
+        result += _regroup_axes(
+            index[new_at:new_end], new_shape[new_at:new_end], old_shape[old_at:old_end]
+        )
+        new_at, old_at = new_end, old_end
+    return tuple(result)
+
+
+def _next_group(new: Shape, new_at: int, old: Shape, old_at: int) -> tuple[int, int]:
+    for new_end in range(new_at, len(new) + 1):
+        for old_end in range(old_at, len(old) + 1):
+            if (new_end, old_end) == (new_at, old_at):
+                continue
+            if product(new[new_at:new_end]) == product(old[old_at:old_end]):
+                return new_end, old_end
+    raise Unliftable("a Reshape whose dimensions can't be matched")
+
+
+def _regroup_axes(index: Index, new: Shape, old: Shape) -> list[Expr]:
+    flat: Expr = integer(0)
+    for i, dim in zip(index, new, strict=True):
+        flat = add(mul(flat, dim), i)
+    result: list[Expr] = []
+    for axis, dim in enumerate(old):
+        stride = product(old[axis + 1 :]).expr()
+        inner = floordiv(flat, stride)
+        result.append(inner if axis == 0 else mod(inner, dim))
+    return result
+
+
+def slice_parts(sym: SymbolicGraph, node: Node) -> dict[int, tuple[Expr, Expr, int]]:
+    """For each sliced axis (start, length, step); steps other than 1 are refused."""
+    source = sym.shape(node.inputs[0])
+    starts, ends = (sym.values(node.inputs[i]) for i in (1, 2))
+    axes_input, steps_input = optional_input(node, 3), optional_input(node, 4)
+    axes = sym.integers(axes_input) if axes_input is not None else tuple(range(len(starts)))
+    steps = sym.integers(steps_input) if steps_input is not None else (1,) * len(starts)
+    parts: dict[int, tuple[Expr, Expr, int]] = {}
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if step != 1:
+            raise Unliftable(f"Slice with step {step}")
+        axis = axis_of(axis, len(source))
+        first, last = (_slice_bound(bound, source[axis]) for bound in (start, end))
+        parts[axis] = (first, sub(last, first), step)
+    return parts
+
+
+def _slice_bound(bound: Expr, dim: Expr) -> Expr:
+    """A start or end inside 0..dim.
+
+    A symbolic end on a buffer of fixed length is taken to fit: where it didn't, the
+    original graph would fail on the shapes that follow.
+    """
+    if isinstance(bound, Const):
+        value = int(bound.value)
+        if value > _HUGE:
+            return dim
+        if value < -_HUGE:
+            return integer(0)
+        return add(bound, dim) if value < 0 else minimum(bound, dim)
+    if is_positive(-Poly.of(bound)):
+        return add(bound, dim)
+    return bound
+
+
+def split_sizes(sym: SymbolicGraph, node: Node) -> tuple[int, tuple[Expr, ...]]:
+    """(axis, size of each output) of a Split."""
+    dims = sym.shape(node.inputs[0])
+    axis = axis_of(attribute(node, "axis", 0), len(dims))
+    sizes = optional_input(node, 1)
+    if sizes is not None:
+        return axis, sym.values(sizes)
+    dim = dims[axis]
+    if not isinstance(dim, Const):
+        raise Unliftable("Split of an unknown dimension into equal parts")
+    count = attribute(node, "num_outputs", len(node.outputs))
+    chunk = -(-int(dim.value) // count)
+    return axis, tuple(
+        integer(min(chunk, int(dim.value) - chunk * i)) for i in range(len(node.outputs))
+    )

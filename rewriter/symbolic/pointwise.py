@@ -1,0 +1,252 @@
+"""Element rules of operators that compute each element from the inputs' elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from stof_onnx.ir.expr import Const, Expr, Op, Poly
+from stof_onnx.ir.expr import build as b
+from stof_onnx.ir.expr.bounds import is_nonnegative, is_positive
+from stof_onnx.rewriter.symbolic.indexing import broadcast_index
+from stof_onnx.rewriter.symbolic.registry import Index, Node, Unliftable, element
+
+if TYPE_CHECKING:
+    from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
+
+_INTEGER_TYPES = {
+    TensorProto.INT64,
+    TensorProto.INT32,
+    TensorProto.INT16,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+}
+
+
+def operands(sym: SymbolicGraph, node: Node, index: Index) -> list[Expr]:
+    """Elements of all inputs, broadcast to the output's index."""
+    return [
+        sym.element(tensor, broadcast_index(index, sym.shape(tensor))) for tensor in node.inputs
+    ]
+
+
+def _pointwise(
+    *op_types: str,
+) -> Callable[[Callable[..., Expr]], Callable[..., Expr]]:
+    def register(compute: Callable[..., Expr]) -> Callable[..., Expr]:
+        def rule(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+            return compute(*operands(sym, node, index))
+
+        element(*op_types)(rule)
+        return compute
+
+    return register
+
+
+def _is_float(*values: Expr) -> bool:
+    return any(value.kind == "float" for value in values)
+
+
+def _need_int(op_type: str, *values: Expr) -> None:
+    if any(value.kind != "int" for value in values):
+        raise Unliftable(f"{op_type} on run-time floats")
+
+
+@_pointwise("Add")
+def add(left: Expr, right: Expr) -> Expr:
+    """Sum."""
+    return b.fadd(left, right) if _is_float(left, right) else b.add(left, right)
+
+
+@_pointwise("Sub")
+def sub(left: Expr, right: Expr) -> Expr:
+    """Difference."""
+    return b.fsub(left, right) if _is_float(left, right) else b.sub(left, right)
+
+
+@_pointwise("Mul")
+def mul(left: Expr, right: Expr) -> Expr:
+    """Product."""
+    return b.fmul(left, right) if _is_float(left, right) else b.mul(left, right)
+
+
+@_pointwise("Neg")
+def neg(value: Expr) -> Expr:
+    """Negation."""
+    return b.fmul(Const(-1.0), value) if _is_float(value) else b.neg(value)
+
+
+@_pointwise("Div")
+def div(left: Expr, right: Expr) -> Expr:
+    """Quotient: of constants, or of integers for which truncation is floor."""
+    if isinstance(left, Const) and isinstance(right, Const) and _is_float(left, right):
+        with np.errstate(all="ignore"):
+            return Const(float(np.float32(left.value) / np.float32(right.value)))
+    _need_int("Div", left, right)
+    if not (is_nonnegative(Poly.of(left)) and is_positive(Poly.of(right))):
+        raise Unliftable("Div of integers that may be negative")
+    return b.floordiv(left, right)
+
+
+@_pointwise("Sqrt")
+def sqrt(value: Expr) -> Expr:
+    """Square root of a constant (scale factors computed in the graph)."""
+    if not isinstance(value, Const) or value.value < 0:
+        raise Unliftable("Sqrt of a run-time value")
+    return Const(float(np.sqrt(np.float32(value.value))))
+
+
+@_pointwise("Pow")
+def power(base: Expr, exponent: Expr) -> Expr:
+    """Power of constants."""
+    if not isinstance(base, Const) or not isinstance(exponent, Const):
+        raise Unliftable("Pow of a run-time value")
+    return Const(float(np.float32(base.value) ** np.float32(exponent.value)))
+
+
+@_pointwise("Reciprocal")
+def reciprocal(value: Expr) -> Expr:
+    """Reciprocal of a constant."""
+    return div(Const(1.0), value)
+
+
+@element("Mod")
+def mod(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """Integer remainder with the divisor's sign (fmod=0)."""
+    left, right = operands(sym, node, index)
+    _need_int("Mod", left, right)
+    if node.attrs.get("fmod", 0):
+        raise Unliftable("Mod with fmod=1")
+    return b.mod(left, right)
+
+
+@_pointwise("Abs")
+def absolute(value: Expr) -> Expr:
+    """Magnitude."""
+    _need_int("Abs", value)
+    return b.absolute(value)
+
+
+@_pointwise("Min")
+def minimum(*values: Expr) -> Expr:
+    """Smallest."""
+    _need_int("Min", *values)
+    result = values[0]
+    for value in values[1:]:
+        result = b.minimum(result, value)
+    return result
+
+
+@_pointwise("Max")
+def maximum(*values: Expr) -> Expr:
+    """Largest."""
+    _need_int("Max", *values)
+    result = values[0]
+    for value in values[1:]:
+        result = b.maximum(result, value)
+    return result
+
+
+@_pointwise("Equal")
+def equal(left: Expr, right: Expr) -> Expr:
+    """Equality; of floats where one side is a tree of constants."""
+    if _is_float(left, right):
+        return _compare_leaves(left, right)
+    return b.eq(left, right)
+
+
+def _compare_leaves(left: Expr, right: Expr) -> Expr:
+    if isinstance(left, Op) and left.name == "where":
+        condition, yes, no = left.args
+        return b.where(condition, _compare_leaves(yes, right), _compare_leaves(no, right))
+    if isinstance(left, Const) and isinstance(right, Const):
+        return Const(bool(left.value == right.value))
+    if isinstance(left, Const):
+        return _compare_leaves(right, left)
+    raise Unliftable("Equal on run-time floats")
+
+
+@_pointwise("Less")
+def less(left: Expr, right: Expr) -> Expr:
+    """left < right."""
+    _need_int("Less", left, right)
+    return b.gt(right, left)
+
+
+@_pointwise("LessOrEqual")
+def less_or_equal(left: Expr, right: Expr) -> Expr:
+    """left <= right."""
+    _need_int("LessOrEqual", left, right)
+    return b.ge(right, left)
+
+
+@_pointwise("Greater")
+def greater(left: Expr, right: Expr) -> Expr:
+    """left > right."""
+    _need_int("Greater", left, right)
+    return b.gt(left, right)
+
+
+@_pointwise("GreaterOrEqual")
+def greater_or_equal(left: Expr, right: Expr) -> Expr:
+    """left >= right."""
+    _need_int("GreaterOrEqual", left, right)
+    return b.ge(left, right)
+
+
+@_pointwise("And")
+def and_(left: Expr, right: Expr) -> Expr:
+    """Conjunction."""
+    return b.and_(left, right)
+
+
+@_pointwise("Or")
+def or_(left: Expr, right: Expr) -> Expr:
+    """Disjunction."""
+    return b.or_(left, right)
+
+
+@_pointwise("Xor")
+def xor(left: Expr, right: Expr) -> Expr:
+    """Exclusive or."""
+    return b.not_(b.eq(left, right))
+
+
+@_pointwise("Not")
+def not_(value: Expr) -> Expr:
+    """Negation."""
+    return b.not_(value)
+
+
+@_pointwise("Where")
+def where(condition: Expr, yes: Expr, no: Expr) -> Expr:
+    """Selection."""
+    return b.where(condition, yes, no)
+
+
+@element("Cast")
+def cast(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """Conversion between kinds; narrow float types round their constants."""
+    (value,) = operands(sym, node, index)
+    target = node.attrs["to"]
+    if not isinstance(target, int):
+        target = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(target))
+    if target == TensorProto.BOOL:
+        return b.to_bool(value)
+    if target in _INTEGER_TYPES:
+        return b.to_int(value)
+    result = b.to_float(value)
+    return _round_half(result) if target == TensorProto.FLOAT16 else result
+
+
+def _round_half(value: Expr) -> Expr:
+    if isinstance(value, Const):
+        with np.errstate(over="ignore"):
+            return Const(float(np.float16(value.value)))
+    if isinstance(value, Op) and value.name == "where":
+        return b.where(value.args[0], _round_half(value.args[1]), _round_half(value.args[2]))
+    raise Unliftable("a run-time float rounded to float16")

@@ -1,0 +1,136 @@
+"""Element rules of operators that make values from shapes and indices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stof_onnx.ir.expr import Const, Expr, loads
+from stof_onnx.ir.expr.build import add, ge0, integer, mul, sub, where
+from stof_onnx.rewriter.symbolic.indexing import attribute, axis_of, optional_input
+from stof_onnx.rewriter.symbolic.registry import Index, Node, Tensor, Unliftable, element
+
+if TYPE_CHECKING:
+    from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
+
+# How many positions of a short Concat part are compared with the long part's formula.
+_MAX_CONTINUED = 8
+
+
+@element("Shape")
+def shape(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """One dimension of the input."""
+    dims = sym.shape(node.inputs[0])
+    start = attribute(node, "start", 0)
+    start = max(start + len(dims), 0) if start < 0 else start
+    (at,) = index
+    if not isinstance(at, Const):
+        raise Unliftable("a shape read at an unknown position")
+    return dims[start + int(at.value)]
+
+
+@element("Size")
+def size(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """Product of the dimensions."""
+    result: Expr = integer(1)
+    for dim in sym.shape(node.inputs[0]):
+        result = mul(result, dim)
+    return result
+
+
+@element("Range")
+def range_(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """start + i * step."""
+    start, _, step = (sym.element(tensor, ()) for tensor in node.inputs)
+    if start.kind != "int" or step.kind != "int":
+        raise Unliftable("Range over floats")
+    return add(start, mul(index[0], step))
+
+
+@element("ConstantOfShape")
+def constant_of_shape(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """One value everywhere; float 0 by default."""
+    value = attribute(node, "value", None)
+    if value is None:
+        return Const(0.0)
+    scalar = np.asarray(value.values).reshape(-1)[0]
+    if isinstance(scalar, np.bool_):
+        return Const(bool(scalar))
+    return Const(int(scalar) if isinstance(scalar, np.integer) else float(scalar))
+
+
+@element("Trilu")
+def trilu(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """Keep the triangle, write zero elsewhere."""
+    k_input = optional_input(node, 1)
+    (offset,) = sym.integers(k_input) if k_input is not None else (0,)
+    row, column = index[-2:]
+    distance = sub(sub(column, row), integer(offset))
+    inside = ge0(distance) if attribute(node, "upper", 1) else ge0(mul(integer(-1), distance))
+    value = sym.element(node.inputs[0], index)
+    zero: dict[str, Const] = {"bool": Const(False), "int": Const(0), "float": Const(0.0)}
+    return where(inside, value, zero[value.kind])
+
+
+@element("Tile")
+def tile(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """Repeats of an axis of length 1 read index 0; other repeats are refused."""
+    dims = sym.shape(node.inputs[0])
+    repeats = sym.values(node.inputs[1])
+    moved: list[Expr] = []
+    for i, dim, repeat in zip(index, dims, repeats, strict=True):
+        if dim == integer(1):
+            moved.append(integer(0))
+        elif repeat == integer(1):
+            moved.append(i)
+        else:
+            raise Unliftable("Tile of an axis longer than 1")
+    return sym.element(node.inputs[0], tuple(moved))
+
+
+@element("Concat")
+def concat(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """The part that holds a known position; else the one formula that fits all parts.
+
+    ``Concat([p - 1, p, p + 1, ...])`` over ranges is one range: the formula of the
+    longest part, continued to the others' positions, gives their elements.
+    """
+    axis = axis_of(attribute(node, "axis", 0), len(index))
+    parts: list[tuple[Tensor, Expr, Expr]] = []
+    start: Expr = integer(0)
+    for tensor in node.inputs:
+        length = sym.shape(tensor)[axis]
+        parts.append((tensor, start, length))
+        start = add(start, length)
+
+    def read(tensor: Tensor, begin: Expr, at: Expr) -> Expr:
+        return sym.element(tensor, (*index[:axis], sub(at, begin), *index[axis + 1 :]))
+
+    if isinstance(index[axis], Const) or len(parts) == 1:
+        for tensor, begin, length in parts:
+            inside = ge0(sub(sub(add(begin, length), integer(1)), index[axis]))
+            if inside == Const(True):
+                return read(tensor, begin, index[axis])
+        raise Unliftable("Concat read at a position whose part isn't known")
+    long = [part for part in parts if not isinstance(part[2], Const)]
+    if len(long) != 1 or loads(read(*long[0][:2], index[axis])):
+        raise Unliftable("Concat read at an index that depends on the position")
+    main, main_start, _ = long[0]
+    for tensor, begin, length in parts:
+        if tensor is main:
+            continue
+        assert isinstance(length, Const)
+        for i in range(min(int(length.value), _MAX_CONTINUED + 1)):
+            at = add(begin, integer(i))
+            if i == _MAX_CONTINUED or read(tensor, begin, at) != read(main, main_start, at):
+                raise Unliftable("Concat of parts that no single formula fits")
+    return read(main, main_start, index[axis])
+
+
+@element("CumSum")
+def cumsum(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """A running sum of zeros is zero; other sums are computed at run time."""
+    if sym.element(node.inputs[0], index) != integer(0):
+        raise Unliftable("CumSum of values that aren't all 0")
+    return integer(0)

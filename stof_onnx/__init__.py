@@ -1,0 +1,116 @@
+"""Replace masked attention in exported ONNX Transformers by TensorRT plugin nodes.
+
+    import stof_onnx
+
+    result = stof_onnx.optimize("bert.onnx", "bert.stof.onnx", targets=["sm_90"])
+    print(result.report.fused, "blocks fused")
+
+Everything public is imported on first use, so that ``import stof_onnx`` costs
+nothing and never needs a dependency that the caller doesn't use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stof_onnx.api import Result, check, expand, inspect, optimize
+    from stof_onnx.check import CheckResult
+    from stof_onnx.ir.errors import (
+        CheckFailedError,
+        InputError,
+        MissingDependencyError,
+        OutputError,
+        StofError,
+    )
+    from stof_onnx.progress import NullProgress, Progress, RichProgress
+    from stof_onnx.report import AttentionReport, MaskReport, Report
+
+    __version__: str
+
+__all__ = [
+    "AttentionReport",
+    "CheckFailedError",
+    "CheckResult",
+    "InputError",
+    "MaskReport",
+    "MissingDependencyError",
+    "NullProgress",
+    "OutputError",
+    "Progress",
+    "Report",
+    "Result",
+    "RichProgress",
+    "StofError",
+    "__version__",
+    "check",
+    "expand",
+    "inspect",
+    "optimize",
+]
+
+_HOME_OF = {
+    "AttentionReport": "stof_onnx.report",
+    "CheckFailedError": "stof_onnx.ir.errors",
+    "CheckResult": "stof_onnx.check",
+    "InputError": "stof_onnx.ir.errors",
+    "MaskReport": "stof_onnx.report",
+    "MissingDependencyError": "stof_onnx.ir.errors",
+    "NullProgress": "stof_onnx.progress",
+    "OutputError": "stof_onnx.ir.errors",
+    "Progress": "stof_onnx.progress",
+    "Report": "stof_onnx.report",
+    "Result": "stof_onnx.api",
+    "RichProgress": "stof_onnx.progress",
+    "StofError": "stof_onnx.ir.errors",
+    "expand": "stof_onnx.api",
+    "inspect": "stof_onnx.api",
+    "optimize": "stof_onnx.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = _version()
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("stof-onnx")
+    except metadata.PackageNotFoundError:
+        return "0+uninstalled"
+
+
+class _Package(types.ModuleType):
+    """Keeps ``stof_onnx.check`` the function that it is documented to be.
+
+    There is a sub-package of that name too, and importing a sub-module sets the
+    attribute of its package: without this, the function would be gone as soon as
+    anything imported ``stof_onnx.check``.
+    """
+
+    @property
+    def check(self) -> Any:
+        return importlib.import_module("stof_onnx.api").check
+
+    @check.setter
+    def check(self, value: Any) -> None:
+        del value
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,41 @@
+"""``stof-onnx inspect``: what would be fused or refused, and why."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TextIO
+
+from stof_onnx.cli import arguments as common
+
+_EXAMPLES = """\
+stof-onnx inspect bert.onnx
+stof-onnx inspect bert.onnx --json | jq '.attention[] | .name + ": " + .mask.kind'"""
+
+
+def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
+    """Declare the command."""
+    parser = common.add_command(
+        commands,
+        "inspect",
+        "List the attention blocks of a model. For each its shapes, its mask, and whether"
+        " `optimize` would fuse or refuse it and why. Writes no file.",
+        _EXAMPLES,
+    )
+    common.add_model(parser, "model", "MODEL", "the ONNX file to look at")
+    common.add_input_shapes(parser, "shapes to assume")
+    common.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, out: TextIO) -> int:
+    """Inspect one model."""
+    shapes = common.input_shapes(arguments)
+    from stof_onnx import api
+    from stof_onnx.cli import json_text, render
+
+    report = api.inspect(arguments.model, input_shapes=shapes)
+    if arguments.json:
+        out.write(json_text.dump(json_text.report_object(report)))
+    else:
+        render.report(render.console(out), report, verbose=arguments.verbose)
+    return 0

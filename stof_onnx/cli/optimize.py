@@ -1,0 +1,72 @@
+"""``stof-onnx optimize``: fuse attention, check the result, write it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TextIO
+
+from stof_onnx.cli import arguments as common
+
+_EXAMPLES = """\
+stof-onnx optimize bert.onnx -o bert.stof.onnx --target sm_90
+stof-onnx optimize gpt2.onnx -o gpt2.stof.onnx --input-shapes ids:[8,512] mask:[8,512]
+stof-onnx optimize bert.onnx -o bert.stof.onnx --report bert.json -v"""
+
+
+def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
+    """Declare the command."""
+    parser = common.add_command(
+        commands,
+        "optimize",
+        "Replace masked attention by stof nodes and check the result. The optimized model is"
+        " expanded to standard operators and compared with the original in ONNX Runtime; if"
+        " they differ, nothing is written.",
+        _EXAMPLES,
+    )
+    common.add_model(parser, "model", "MODEL", "the ONNX file to optimize")
+    common.add_output(parser, "OUT", "where to write the optimized ONNX file")
+    parser.add_argument(
+        "--target",
+        metavar="SM",
+        action="append",
+        help="GPU architecture to optimize for, e.g. sm_90; may be repeated (default: auto,"
+        " the GPUs of this machine)",
+    )
+    common.add_input_shapes(parser, "shapes to check with")
+    parser.add_argument(
+        "--report", metavar="FILE.json", help="also write what was found and done as JSON"
+    )
+    parser.add_argument(
+        "--no-check",
+        dest="check",
+        action="store_false",
+        help="don't compare the result with the original",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, out: TextIO) -> int:
+    """Optimize one model."""
+    shapes = common.input_shapes(arguments)
+    from stof_onnx import api
+    from stof_onnx.cli import json_text, render
+    from stof_onnx.progress import RichProgress
+
+    if arguments.report is not None:
+        json_text.check_report_path(arguments.report, [arguments.model, arguments.output])
+    result = api.optimize(
+        arguments.model,
+        arguments.output,
+        targets=arguments.target or ["auto"],
+        input_shapes=shapes,
+        check=arguments.check,
+        progress=RichProgress(),
+    )
+    if arguments.report is not None:
+        json_text.write_aside(arguments.report, json_text.report_object(result.report))
+    console = render.console(out)
+    render.report(console, result.report, verbose=arguments.verbose)
+    render.written(console, arguments.output)
+    if arguments.report is not None:
+        render.written(console, arguments.report)
+    return 0

@@ -1,0 +1,186 @@
+"""Evaluate expressions with numpy, substitute in them, and write them as text or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from stof_onnx.ir.errors import MalformedNodeError
+from stof_onnx.ir.expr import build
+from stof_onnx.ir.expr.node import Const, Expr, Kind, Load, Op, Var
+from stof_onnx.ir.expr.ops import OPS, Array
+
+Json = Any
+
+
+def evaluate(
+    expr: Expr, variables: Mapping[str, Array | int], sources: Mapping[str, Array]
+) -> Array:
+    """The value of an expression.
+
+    Args:
+        expr: to evaluate.
+        variables: value of each variable; arrays broadcast against each other, as
+            the index q of shape [Sq, 1] and k of shape [1, Sk] do.
+        sources: array for each load source.
+
+    Raises:
+        IndexError: if a load reaches outside its source.
+    """
+    memo: dict[Expr, Array] = {}
+
+    def value(node: Expr) -> Array:
+        if node not in memo:
+            memo[node] = compute(node)
+        return memo[node]
+
+    def compute(node: Expr) -> Array:
+        if isinstance(node, Const):
+            return np.asarray(node.value, np.float32 if node.kind == "float" else None)
+        if isinstance(node, Var):
+            return np.asarray(variables[node.name])
+        if isinstance(node, Load):
+            result = sources[node.source][tuple(value(i) for i in node.index)]
+            return result.astype(np.int64) if node.kind == "int" else np.asarray(result)
+        assert isinstance(node, Op)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return OPS[node.name].numpy(*(value(arg) for arg in node.args))
+
+    return value(expr)
+
+
+_REBUILD: dict[str, Callable[..., Expr]] = {
+    "floordiv": build.floordiv,
+    "mod": build.mod,
+    "abs": build.absolute,
+    "min": build.minimum,
+    "max": build.maximum,
+    "ge0": build.ge0,
+    "eq0": build.eq0,
+    "and": build.and_,
+    "or": build.or_,
+    "not": build.not_,
+    "where": build.where,
+    "fadd": build.fadd,
+    "fmul": build.fmul,
+    "float": build.to_float,
+}
+
+
+def rebuild(name: str, args: tuple[Expr, ...]) -> Expr:
+    """The operation ``name`` on ``args``, in normal form.
+
+    Raises:
+        MalformedNodeError: for an unknown operation or a wrong number of arguments.
+    """
+    if name in ("add", "mul"):
+        function = build.add if name == "add" else build.mul
+        result = args[0]
+        for arg in args[1:]:
+            result = function(result, arg)
+        return result
+    if name not in _REBUILD:
+        raise MalformedNodeError(f"unknown mask operation {name!r}", f"one of {sorted(OPS)}")
+    try:
+        return _REBUILD[name](*args)
+    except (TypeError, NotImplementedError) as error:
+        raise MalformedNodeError(f"mask operation {name!r} with {len(args)} arguments") from error
+
+
+def substitute(expr: Expr, replace: Callable[[Expr], Expr | None]) -> Expr:
+    """Replace variables and loads, bottom up, keeping the normal form.
+
+    Args:
+        expr: to rewrite.
+        replace: returns the new expression of a Var or Load, or None to keep it.
+            A load is offered with its index already rewritten.
+    """
+    memo: dict[Expr, Expr] = {}
+
+    def visit(node: Expr) -> Expr:
+        if node in memo:
+            return memo[node]
+        result: Expr
+        if isinstance(node, Op):
+            result = rebuild(node.name, tuple(visit(arg) for arg in node.args))
+        elif isinstance(node, Load):
+            moved = Load(node.source, tuple(visit(i) for i in node.index), node.kind)
+            result = replace(moved) or moved
+        elif isinstance(node, Var):
+            result = replace(node) or node
+        else:
+            result = node
+        memo[node] = result
+        return result
+
+    return visit(expr)
+
+
+def to_text(expr: Expr) -> str:
+    """The expression as a person writes it: "q - k >= 0 and attention_mask[b, k]"."""
+    if isinstance(expr, Const):
+        return f"{expr.value:g}" if expr.kind == "float" else str(expr.value)
+    if isinstance(expr, Var):
+        return expr.name
+    if isinstance(expr, Load):
+        return f"{expr.source}[{', '.join(to_text(i) for i in expr.index)}]"
+    assert isinstance(expr, Op)
+    info = OPS[expr.name]
+    if info.infix:
+        parts = [_parenthesised(arg, expr.name) for arg in expr.args]
+        return info.infix.join(parts).replace("+ -", "- ")
+    if expr.name == "not" and isinstance(expr.args[0], Op) and expr.args[0].name == "eq0":
+        return f"{to_text(expr.args[0].args[0])} != 0"
+    return info.text.format(*(to_text(arg) for arg in expr.args))
+
+
+def _parenthesised(arg: Expr, outer: str) -> str:
+    if isinstance(arg, Op) and arg.name == "mul" and arg.args[0] == Const(-1):
+        return "-" + " * ".join(to_text(factor) for factor in arg.args[1:])
+    loose = {"mul": ("add",), "and": ("or",), "or": ("and",)}.get(outer, ())
+    text = to_text(arg)
+    return f"({text})" if isinstance(arg, Op) and arg.name in loose else text
+
+
+def to_json(expr: Expr) -> Json:
+    """Nested lists: ["ge0", ["add", "q", ...]]; a string is a variable.
+
+    The bound of an index is not written: the reader knows its variables.
+    """
+    if isinstance(expr, Const):
+        if expr.kind == "float":
+            return ["float_const", repr(expr.value)]
+        return expr.value
+    if isinstance(expr, Var):
+        return expr.name
+    if isinstance(expr, Load):
+        return ["load", expr.source, expr.kind, [to_json(i) for i in expr.index]]
+    assert isinstance(expr, Op)
+    return [expr.name, *(to_json(arg) for arg in expr.args)]
+
+
+_KINDS: dict[str, Kind] = {"bool": "bool", "int": "int", "float": "float"}
+
+
+def from_json(data: Json, variables: Mapping[str, Var]) -> Expr:
+    """Read what :func:`to_json` wrote.
+
+    Raises:
+        MalformedNodeError: if the data is not such an expression.
+    """
+    try:
+        if isinstance(data, bool | int):
+            return Const(data)
+        if isinstance(data, str):
+            return variables[data]
+        head, *rest = data
+        if head == "float_const":
+            return Const(float(rest[0]))
+        if head == "load":
+            source, kind, index = rest
+            return Load(str(source), tuple(from_json(i, variables) for i in index), _KINDS[kind])
+        return rebuild(str(head), tuple(from_json(arg, variables) for arg in rest))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise MalformedNodeError(f"{data!r:.80} is not a mask expression") from error

@@ -1,0 +1,238 @@
+"""MaskProgram: the mask of one attention block as a function of its indices.
+
+A program says for batch b, query head h, query q and key k whether the pair is kept,
+what is added to its score, and what the original graph does where it isn't kept. It
+was lifted from an exported graph and proven against it; kernels, `expand`, pictures
+and statistics are all made from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from stof_onnx.ir.errors import MalformedNodeError
+from stof_onnx.ir.expr import Const, Expr, Op, Var, evaluate, from_json, loads, to_json, to_text
+from stof_onnx.ir.expr.build import TRUE
+from stof_onnx.ir.expr.ops import Array
+
+FORMAT_VERSION = 1
+
+BATCH, HEADS, QUERIES, KEYS = Var("B"), Var("H"), Var("Sq"), Var("Sk")
+B_INDEX, H_INDEX = Var("b", BATCH), Var("h", HEADS)
+Q_INDEX, K_INDEX = Var("q", QUERIES), Var("k", KEYS)
+VARIABLES: dict[str, Var] = {
+    v.name: v for v in (BATCH, HEADS, QUERIES, KEYS, B_INDEX, H_INDEX, Q_INDEX, K_INDEX)
+}
+
+EmptyRow = Literal["nan", "zero", "mean", "softmax"]
+FillMode = Literal["add", "replace"]
+OperandKind = Literal["tensor", "block_table"]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One input of a mask program, named in its loads.
+
+    Attributes:
+        name: used in the program's loads.
+        kind: "tensor" occupies one node input; "block_table" occupies one for each
+            array of :class:`stof_onnx.ir.block_table.BlockTable` and is loaded as
+            [group, query, key] booleans.
+        rank: number of indices of a load.
+        shape: of a block table (groups, queries, keys); empty for a tensor.
+        tile: of a block table (queries, keys); empty for a tensor.
+    """
+
+    name: str
+    kind: OperandKind
+    rank: int
+    shape: tuple[int, ...] = ()
+    tile: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class MaskProgram:
+    """The mask of one attention block.
+
+    The score of a kept pair is ``s + bias``. Where a pair is not kept, the original
+    graph adds (``fill_mode`` "add") or writes ("replace") ``fill``. After the
+    softmax it may turn NaN into 0 (``nan_to_zero``).
+
+    Attributes:
+        keep: bool expression over b, h, q, k and the dimensions B, H, Sq, Sk.
+        bias: float expression, or None.
+        fill: negative; -inf or finite.
+        fill_mode: how the fill meets the score.
+        nan_to_zero: NaN probabilities become 0, as PyTorch's exporters write it.
+        operands: the run-time vectors and constant tables that are loaded.
+    """
+
+    keep: Expr = TRUE
+    bias: Expr | None = None
+    fill: float = -math.inf
+    fill_mode: FillMode = "replace"
+    nan_to_zero: bool = False
+    operands: tuple[Operand, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is masked and nothing added."""
+        return self.keep == TRUE and self.bias is None
+
+    def empty_row(self, score_dtype: str) -> EmptyRow:
+        """What a row without any key yields.
+
+        Args:
+            score_dtype: "float32", "float16" or "bfloat16": the type in which the
+                original graph adds the fill.
+
+        Returns:
+            "nan" or "zero" for an infinite fill, by ``nan_to_zero``; "mean" of all
+            values where the fill swallows every score; "softmax" of score + fill,
+            rounded to score_dtype, where it doesn't.
+        """
+        if math.isinf(self.fill):
+            return "zero" if self.nan_to_zero else "nan"
+        if self.fill_mode == "replace" or swallows_scores(self.fill, score_dtype):
+            return "mean"
+        return "softmax"
+
+    def evaluate_keep(self, sizes: Mapping[str, int], sources: Mapping[str, Array]) -> Array:
+        """Kept pairs as a bool array of shape [B, H, Sq, Sk] (axes of size 1 broadcast).
+
+        Args:
+            sizes: B, H, Sq and Sk.
+            sources: array for each operand; block tables in their dense form.
+        """
+        return np.asarray(evaluate(self.keep, index_grid(sizes), sources), bool)
+
+    def to_text(self) -> str:
+        """The program in words."""
+        text = "all pairs" if self.keep == TRUE else to_text(self.keep)
+        return text if self.bias is None else f"{text}; bias {to_text(self.bias)}"
+
+    def to_json(self) -> str:
+        """Canonical JSON text, the value of a stof node's `mask` attribute."""
+        data = {
+            "version": FORMAT_VERSION,
+            "keep": to_json(self.keep),
+            "bias": None if self.bias is None else to_json(self.bias),
+            "fill": repr(self.fill),
+            "fill_mode": self.fill_mode,
+            "nan_to_zero": self.nan_to_zero,
+            "operands": [
+                {
+                    "name": o.name,
+                    "kind": o.kind,
+                    "rank": o.rank,
+                    "shape": list(o.shape),
+                    "tile": list(o.tile),
+                }
+                for o in self.operands
+            ],
+        }
+        return json.dumps(data, separators=(",", ":"), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> MaskProgram:
+        """Read a `mask` attribute.
+
+        Raises:
+            MalformedNodeError: if the text is not a program of a known version.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            version = data["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise MalformedNodeError("the mask attribute is not a mask program") from error
+        if version != FORMAT_VERSION:
+            raise MalformedNodeError(
+                f"mask program of version {version}",
+                f"version {FORMAT_VERSION}",
+                "optimize the model again with this release",
+            )
+        try:
+            program = MaskProgram(
+                keep=from_json(data["keep"], VARIABLES),
+                bias=None if data["bias"] is None else from_json(data["bias"], VARIABLES),
+                fill=float(data["fill"]),
+                fill_mode=data["fill_mode"],
+                nan_to_zero=bool(data["nan_to_zero"]),
+                operands=tuple(_operand(entry) for entry in data["operands"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise MalformedNodeError(f"damaged mask program: {error}") from error
+        program.validate()
+        return program
+
+    def validate(self) -> None:
+        """Check that loads and operands fit together.
+
+        Raises:
+            MalformedNodeError: naming the first contradiction.
+        """
+        if self.keep.kind != "bool" or (self.bias is not None and self.bias.kind != "float"):
+            raise MalformedNodeError("a mask program whose keep is not bool or bias not float")
+        if self.fill_mode not in ("add", "replace") or not self.fill < 0:
+            raise MalformedNodeError(
+                f"mask fill {self.fill} with mode {self.fill_mode!r}", "a negative fill"
+            )
+        ranks = {operand.name: operand.rank for operand in self.operands}
+        used = loads(self.keep) + (loads(self.bias) if self.bias is not None else [])
+        for load in used:
+            if ranks.get(load.source) != len(load.index):
+                raise MalformedNodeError(
+                    f"mask program loads {load.source!r} with {len(load.index)} indices",
+                    f"one of its operands {ranks}",
+                )
+
+
+def _operand(entry: dict[str, Any]) -> Operand:
+    if entry["kind"] not in ("tensor", "block_table"):
+        raise ValueError(f"operand kind {entry['kind']!r}")
+    return Operand(
+        name=str(entry["name"]),
+        kind=entry["kind"],
+        rank=int(entry["rank"]),
+        shape=tuple(int(n) for n in entry["shape"]),
+        tile=tuple(int(n) for n in entry["tile"]),
+    )
+
+
+def swallows_scores(fill: float, score_dtype: str) -> bool:
+    """Whether score + fill rounds to fill for every score below 2**24 in magnitude.
+
+    True for finfo.min of float32 and bfloat16, whose neighbours are more than 1e29
+    away; false for float16, whose smallest value has a neighbour 32 away.
+    """
+    mantissa_bits = {"float32": 24, "bfloat16": 8, "float16": 11, "float64": 53}[score_dtype]
+    spacing = 2.0 ** (math.floor(math.log2(-fill)) + 1 - mantissa_bits)
+    return spacing / 2 > 2.0**24
+
+
+def index_grid(sizes: Mapping[str, int]) -> dict[str, Array | int]:
+    """Values of a program's variables as arrays that broadcast to [B, H, Sq, Sk]."""
+    grid: dict[str, Array | int] = {name: sizes[name] for name in ("B", "H", "Sq", "Sk")}
+    for axis, (index, size) in enumerate((("b", "B"), ("h", "H"), ("q", "Sq"), ("k", "Sk"))):
+        shape = [1, 1, 1, 1]
+        shape[axis] = -1
+        grid[index] = np.arange(sizes[size]).reshape(shape)
+    return grid
+
+
+def conjunction(expr: Expr) -> tuple[Expr, ...]:
+    """The terms of a conjunction; none for "true"."""
+    if isinstance(expr, Op) and expr.name == "and":
+        return expr.args
+    return () if expr == TRUE else (expr,)
+
+
+def is_constant(expr: Expr, value: bool | int | float) -> bool:
+    """Whether the expression is this literal."""
+    return isinstance(expr, Const) and expr.value == value

@@ -1,0 +1,1 @@
+"""The stof operators: records of their attributes, and what each means (`expand`)."""

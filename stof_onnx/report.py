@@ -1,0 +1,113 @@
+"""What `optimize` and `inspect` say about a model, as plain records.
+
+Every record turns into JSON through :meth:`Report.to_json`; how it looks on a
+terminal is the business of ``stof_onnx.cli``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["fused", "refused"]
+
+
+@dataclass(frozen=True)
+class MaskReport:
+    """The mask of one attention block.
+
+    Attributes:
+        kind: families joined by "+", e.g. "causal+padding"; "none" without a mask.
+        parameters: of the families, e.g. {"window_left": 8, "window_right": 8}.
+        expression: the mask program in words, e.g. "q - k >= 0 and attention_mask[b, k]".
+        empty_row: result of a row that sees no key: "nan", "zero", "mean" or "softmax".
+        proof: how the program was compared with the original subgraph.
+    """
+
+    kind: str
+    parameters: dict[str, int | float | str]
+    expression: str
+    empty_row: str
+    proof: str
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """One attention-like block of the model.
+
+    Attributes:
+        name: of the block's Softmax node in the original graph.
+        status: "fused" or "refused".
+        reason: why it was refused; what was replaced where it was fused.
+        mask: None where the block was refused before its mask could be read.
+        num_heads: query heads, 0 if unknown.
+        kv_num_heads: key/value heads, 0 if unknown.
+        head_dim: 0 if unknown.
+        query_shape: symbolic shape of the query tensor that is read, e.g.
+            ("batch", "sequence", "64").
+        key_shape: same for the key tensor.
+        layout: of query, key, value and output, e.g. "BSHD BSHD BSHD -> BSHD".
+        nodes_replaced: how many nodes of the original graph disappeared.
+    """
+
+    name: str
+    status: Status
+    reason: str
+    mask: MaskReport | None = None
+    num_heads: int = 0
+    kv_num_heads: int = 0
+    head_dim: int = 0
+    query_shape: tuple[str, ...] = ()
+    key_shape: tuple[str, ...] = ()
+    layout: str = ""
+    nodes_replaced: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in one model and what was done about it.
+
+    Attributes:
+        model: path or name of the model.
+        attention: blocks in graph order.
+        nodes_before: operators in the original graph.
+        nodes_after: operators in the optimized graph (equal when nothing was fused).
+        targets: GPU targets as the user named them.
+        notes: assumptions and remarks a user should read.
+        check: the result of `check` as JSON, None if it did not run.
+        seconds: wall time per stage.
+    """
+
+    model: str
+    attention: tuple[AttentionReport, ...]
+    nodes_before: int
+    nodes_after: int
+    targets: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    check: dict[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def fused(self) -> int:
+        """Number of fused blocks."""
+        return sum(entry.status == "fused" for entry in self.attention)
+
+    @property
+    def refused(self) -> int:
+        """Number of refused blocks."""
+        return len(self.attention) - self.fused
+
+    @property
+    def refusal_counts(self) -> dict[str, int]:
+        """How many blocks were refused for each reason."""
+        return dict(Counter(e.reason for e in self.attention if e.status == "refused"))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-serialisable object with every field and the counts."""
+        data = dataclasses.asdict(self)
+        data["fused"] = self.fused
+        data["refused"] = self.refused
+        data["refusal_counts"] = self.refusal_counts
+        return data

@@ -1,0 +1,231 @@
+"""The commands on real files: results, output files, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import onnx
+import pytest
+
+from stof_onnx import api
+from stof_onnx.ir.errors import CheckFailedError
+
+
+@pytest.fixture
+def folder(tmp_path, bert, monkeypatch):
+    """An own directory, the working directory, with one good model and many bad ones."""
+    shutil.copy(bert, tmp_path / "bert.onnx")
+    content = bert.read_bytes()
+    (tmp_path / "truncated.onnx").write_bytes(content[: len(content) // 2])
+    (tmp_path / "empty.onnx").touch()
+    (tmp_path / "text.onnx").write_text("not a model")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link.onnx").symlink_to("bert.onnx")
+    model = onnx.load(bert)
+    onnx.save(model, tmp_path / "external.onnx", save_as_external_data=True, location="weights")
+    (tmp_path / "weights").unlink()
+    for opset in model.opset_import:
+        opset.version = 7 if opset.domain in ("", "ai.onnx") else opset.version
+    onnx.save(model, tmp_path / "opset7.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder):
+    """Names and contents of all files below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+BAD_MODELS = {
+    "missing.onnx": "'missing.onnx' does not exist",
+    "empty.onnx": "'empty.onnx' is empty",
+    "text.onnx": "'text.onnx' is not an ONNX file",
+    "truncated.onnx": "'truncated.onnx' is truncated",
+    "directory": "'directory' is a directory",
+    "external.onnx": "weights",
+    "opset7.onnx": "opset 7",
+}
+
+
+@pytest.mark.parametrize(("model", "message"), BAD_MODELS.items())
+@pytest.mark.parametrize(
+    "command", [["inspect"], ["optimize", "-o", "out.onnx"], ["expand", "-o", "out.onnx"]]
+)
+def test_bad_models(run_cli, folder, command, model, message):
+    before = files(folder)
+    code, out, err = run_cli(*command, model)
+    assert (code, out) == (2, "")
+    assert err.startswith("stof-onnx: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(("model", "message"), BAD_MODELS.items())
+@pytest.mark.parametrize("position", [0, 1])
+def test_bad_models_of_check(run_cli, folder, position, model, message):
+    models = ["bert.onnx", "bert.onnx"]
+    models[position] = model
+    code, out, err = run_cli("check", *models)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "out.onnx", "--target", "sm_12"], "unknown target 'sm_12'"),
+        (["-o", "out.onnx", "--target", "sm_90", "--target", "x"], "unknown target 'x'"),
+        (["-o", "out.onnx", "--input-shapes", "input_ids"], "input_ids"),
+        (["-o", "out.onnx", "--input-shapes", "input_ids:[2,x]"], "input_ids"),
+        (["-o", "out.onnx", "--input-shapes", "nothing:[2,8]"], "nothing"),
+        (["-o", "out.onnx", "--input-shapes", "input_ids:[2,8,3]"], "input_ids"),
+        (
+            ["-o", "out.onnx", "--input-shapes", "input_ids:[2,8]", "attention_mask:[2,9]"],
+            "attention_mask",
+        ),
+        (["-o", "bert.onnx"], "same file as input"),
+        (["-o", "link.onnx"], "same file as input"),
+        (["-o", "./directory/../bert.onnx"], "same file as input"),
+        (["-o", "directory"], "'directory' is a directory"),
+        (["-o", "nowhere/out.onnx"], "nowhere' does not exist"),
+        (["-o", "/proc/out.onnx"], "/proc"),
+        (["-o", "out.onnx", "--report", "out.onnx"], "report 'out.onnx' is the same file"),
+        (["-o", "out.onnx", "--report", "bert.onnx"], "report 'bert.onnx' is the same file"),
+        (["-o", "out.onnx", "--report", "nowhere/r.json"], "nowhere' does not exist"),
+    ],
+)
+def test_bad_options_of_optimize(run_cli, folder, options, message):
+    before = files(folder)
+    code, out, err = run_cli("optimize", "bert.onnx", *options)
+    assert (code, out) == (2, "")
+    assert err.startswith("stof-onnx: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert files(folder) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_write_permission(run_cli, folder):
+    (folder / "directory").chmod(0o500)
+    code, _, err = run_cli("optimize", "bert.onnx", "-o", "directory/out.onnx")
+    assert code == 2
+    assert "can't be written" in err
+
+
+def test_optimize_writes_the_model_and_says_so(run_cli, folder):
+    code, out, err = run_cli(
+        "optimize", "bert.onnx", "-o", "out.onnx", "--target", "sm_90", "--report", "report.json"
+    )
+    assert (code, err) == (0, "")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["fused"] == 2
+    assert report["targets"] == ["sm_90"]
+    assert report["check"]["passed"] is True
+    assert f"attention   {report['fused']} blocks found, {report['fused']} fused" in out
+    assert "check       passed, " in out
+    assert "wrote       out.onnx (" in out
+    assert "wrote       report.json (" in out
+    types = [node.op_type for node in onnx.load(folder / "out.onnx").graph.node]
+    assert types.count("StofMaskedAttention") == report["fused"]
+    assert "Softmax" not in types
+
+
+def test_optimize_without_check(run_cli, folder, monkeypatch):
+    code, out, _ = run_cli("optimize", "bert.onnx", "-o", "out.onnx", "--no-check")
+    assert code == 0
+    assert "check  " not in out
+    assert (folder / "out.onnx").exists()
+
+
+def test_a_failed_check_writes_nothing(run_cli, folder, monkeypatch):
+    def fail(*arguments, **options):
+        raise CheckFailedError("node 'stof_0' departs from the original")
+
+    monkeypatch.setattr(api, "optimize", fail)
+    before = files(folder)
+    outcome = run_cli("optimize", "bert.onnx", "-o", "out.onnx", "--report", "report.json")
+    assert outcome == (1, "", "stof-onnx: error: node 'stof_0' departs from the original\n")
+    assert files(folder) == before
+
+
+def test_a_model_without_attention_is_no_error(run_cli, folder, bert):
+    shutil.copy(bert.with_name("mlp_dynamo.onnx"), folder / "mlp.onnx")
+    code, out, err = run_cli("optimize", "mlp.onnx", "-o", "out.onnx")
+    assert (code, err) == (0, "")
+    assert "attention   none found" in out
+    assert onnx.load(folder / "out.onnx") == onnx.load(folder / "mlp.onnx")
+
+
+def test_inspect_json(run_cli, folder):
+    before = files(folder)
+    code, out, err = run_cli("inspect", "bert.onnx", "--json")
+    assert (code, err) == (0, "")
+    blocks = json.loads(out)["attention"]
+    assert [block["status"] for block in blocks] == ["fused", "fused"]
+    for block in blocks:
+        assert block["num_heads"] == 4
+        assert block["head_dim"] == 16
+        assert block["mask"]["kind"] == "padding"
+        assert {"name", "reason"} <= block.keys()
+    assert files(folder) == before
+
+
+def test_inspect_text(run_cli, folder):
+    code, out, err = run_cli("inspect", "bert.onnx")
+    assert (code, err) == (0, "")
+    assert "attention   2 blocks found, 2 fused, 0 refused" in out
+
+
+def test_expand_gives_standard_operators(run_cli, folder):
+    assert run_cli("optimize", "bert.onnx", "-o", "out.onnx", "--no-check").code == 0
+    code, out, err = run_cli("expand", "out.onnx", "-o", "plain.onnx")
+    assert (code, err) == (0, "")
+    assert "wrote       plain.onnx (" in out
+    plain = onnx.load(folder / "plain.onnx")
+    assert {node.domain for node in plain.graph.node} <= {"", "ai.onnx"}
+
+
+def test_expand_refuses_to_overwrite_its_input(run_cli, folder):
+    before = files(folder)
+    code, out, err = run_cli("expand", "bert.onnx", "-o", "bert.onnx")
+    assert (code, out) == (2, "")
+    assert "same file as input" in err
+    assert files(folder) == before
+
+
+def test_check_agrees(run_cli, folder):
+    assert run_cli("optimize", "bert.onnx", "-o", "out.onnx", "--no-check").code == 0
+    code, out, err = run_cli("check", "bert.onnx", "out.onnx")
+    assert (code, err) == (0, "")
+    assert "check       passed, " in out
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_check_differs(run_cli, folder, options):
+    model = onnx.load(folder / "bert.onnx")
+    bias = next(
+        tensor
+        for tensor in model.graph.initializer
+        if len(tensor.dims) == 1 and tensor.data_type == onnx.TensorProto.FLOAT
+    )
+    changed = onnx.numpy_helper.to_array(bias) + 1
+    bias.CopyFrom(onnx.numpy_helper.from_array(changed, bias.name))
+    onnx.save(model, folder / "other.onnx")
+    code, out, err = run_cli("check", "bert.onnx", "other.onnx", *options)
+    assert (code, err) == (1, "")
+    if options:
+        assert json.loads(out)["passed"] is False
+    else:
+        assert "check       failed, " in out
+
+
+def test_check_obeys_tolerances(run_cli, folder):
+    assert run_cli("optimize", "bert.onnx", "-o", "out.onnx", "--no-check").code == 0
+    shapes = ["--input-shapes", "input_ids:[2,7]", "attention_mask:2x7"]
+    code, out, _ = run_cli("check", "bert.onnx", "out.onnx", "--atol", "1", *shapes)
+    assert code == 0
+    assert "1 absolute" in out

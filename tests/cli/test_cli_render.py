@@ -1,0 +1,213 @@
+"""How reports look: what people read must name everything that was decided."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from stof_onnx.cli import json_text, render
+from stof_onnx.report import AttentionReport, MaskReport, Report
+
+FUSED = AttentionReport(
+    name="/layer.0/attention/[0]/Softmax",
+    status="fused",
+    reason="scores, mask and softmax in one node",
+    mask=MaskReport(
+        kind="window+padding",
+        parameters={"left": 8, "density": 1 / 3},
+        expression="abs(q - k) <= 8 and attention_mask[b, k]",
+        empty_row="mean",
+        proof="equal at 12 sizes",
+    ),
+    num_heads=8,
+    kv_num_heads=2,
+    head_dim=64,
+    query_shape=("batch", "sequence", "512"),
+    key_shape=("batch", "sequence", "128"),
+    layout="BSHD BSHD BSHD -> BSHD",
+    nodes_replaced=14,
+)
+REFUSED = AttentionReport(
+    name="/layer.1/Softmax", status="refused", reason="node 'NonZero_3': data-dependent mask"
+)
+REPORT = Report(
+    model="bert.onnx",
+    attention=(FUSED, REFUSED),
+    nodes_before=204,
+    nodes_after=191,
+    targets=("sm_80", "sm_90"),
+    notes=("assumed: masks are 0 or 1",),
+    seconds={"rewrite": 0.25},
+)
+CHECK = {
+    "passed": True,
+    "first_departure": None,
+    "departure": None,
+    "worst": {
+        "feed": "batch 2, padded",
+        "output": {
+            "output": "hidden",
+            "dtype": "float32",
+            "max_abs": 3e-7,
+            "rel_l2": 1e-7,
+            "tolerance": {"atol": 1e-5, "rtol": 1e-4, "rel_l2": None},
+            "passed": True,
+            "reason": "",
+        },
+    },
+    "feeds": [{"feed": "batch 2, padded", "outputs": [], "error": "", "passed": True}],
+    "notes": ["0/1 masks were padded"],
+}
+CHECK["feeds"][0]["outputs"] = [CHECK["worst"]["output"]]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def text_of(report: Report, *, verbose: int = 0, stream: io.StringIO | None = None) -> str:
+    stream = stream or io.StringIO()
+    render.report(render.console(stream), report, verbose=verbose)
+    return stream.getvalue()
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """Table rows by their first cell."""
+    cells = [[c.strip() for c in line.split("   ") if c.strip()] for line in text.splitlines()]
+    return {row[0]: row[1:] for row in cells if len(row) > 2}
+
+
+def test_every_block_is_a_row():
+    rows = rows_of(text_of(REPORT))
+    assert rows[FUSED.name] == [
+        "8 (kv 2) x 64",
+        "window+padding (left=8, density=0.3333)",
+        "BSHD BSHD BSHD -> BSHD",
+        "fused",
+    ]
+    assert rows[REFUSED.name] == ["-", "-", "-", "refused"]
+
+
+def test_counts_targets_notes_and_reasons_are_there():
+    text = text_of(REPORT)
+    assert "model       bert.onnx\n" in text
+    assert "operators   204 -> 191\n" in text
+    assert "targets     sm_80, sm_90\n" in text
+    assert "attention   2 blocks found, 1 fused, 1 refused\n" in text
+    assert f"refused     {REFUSED.name}: {REFUSED.reason}\n" in text
+    assert "note        assumed: masks are 0 or 1\n" in text
+
+
+def test_verbose_adds_shapes_mask_and_proof():
+    assert "proof" not in text_of(REPORT)
+    text = text_of(REPORT, verbose=1)
+    for fact in (
+        "[batch, sequence, 512]",
+        "[batch, sequence, 128]",
+        "abs(q - k) <= 8 and attention_mask[b, k]",
+        "empty row mean",
+        "equal at 12 sizes",
+        "14 operators",
+        "rewrite 0.25",
+    ):
+        assert fact in text
+
+
+def test_a_model_without_attention():
+    text = text_of(Report("mlp.onnx", (), 3, 3))
+    assert text == "model       mlp.onnx\noperators   3\nattention   none found\n"
+
+
+def test_no_colours_and_no_folding_off_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = text_of(REPORT, verbose=1)
+    assert "\x1b" not in text
+    assert rows_of(text)[FUSED.name][-1] == "fused"
+
+
+def test_colours_and_the_terminals_width_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    render.console(stream).print(render._attention_table((FUSED, REFUSED), with_layout=False))
+    assert "\x1b[" in stream.getvalue()
+    plain = Terminal()
+    monkeypatch.setenv("TERM", "dumb")
+    render.console(plain).print(render._attention_table((FUSED, REFUSED), with_layout=False))
+    assert "\x1b" not in plain.getvalue()
+    assert max(map(len, plain.getvalue().splitlines())) <= 80
+
+
+# -------------------------------------------------------------------------------------- check
+
+
+def check_text(result, *, verbose=False) -> str:
+    stream = io.StringIO()
+    render.check(render.console(stream), result, verbose=verbose)
+    return stream.getvalue()
+
+
+def test_a_passed_check_is_one_line_with_the_worst_error():
+    first, note = check_text(CHECK).splitlines()
+    assert first == (
+        "check       passed, 1 runs agree; worst error 3e-07 of 'hidden' at batch 2, padded"
+        " (allowed: 1e-05 absolute, 0.0001 relative)"
+    )
+    assert note == "note        0/1 masks were padded"
+
+
+def test_verbose_lists_every_run():
+    rows = rows_of(check_text(CHECK, verbose=True))
+    assert rows["batch 2, padded"] == ["hidden", "3e-07", "1e-07", "passed"]
+
+
+def test_a_failed_check_names_the_node():
+    departure = {
+        "node": "stof_3",
+        "op_type": "StofMaskedAttention",
+        "output": "context",
+        "feed": "batch 1",
+        "max_abs": 0.5,
+        "rel_l2": 0.1,
+    }
+    failed_run = {"feed": "batch 1", "outputs": [], "error": "bad shape", "passed": False}
+    text = check_text(
+        CHECK | {"passed": False, "departure": departure, "feeds": [*CHECK["feeds"], failed_run]}
+    )
+    assert "check       failed, 1 of 2 runs differ; worst error" in text
+    assert "error       batch 1: bad shape\n" in text
+    assert (
+        "departs at  StofMaskedAttention node 'stof_3', tensor 'context': 0.5 absolute, at batch 1"
+        in text
+    )
+
+
+def test_a_check_that_ran_nothing():
+    empty = {"passed": False, "departure": None, "worst": None, "feeds": [], "notes": []}
+    assert check_text(empty, verbose=True) == (
+        "check       failed, 0 of 0 runs differ; no output was compared\n"
+    )
+
+
+# --------------------------------------------------------------------------------------- JSON
+
+
+def test_json_has_a_mask_kind_for_every_block():
+    data = json.loads(json_text.dump(json_text.report_object(REPORT)))
+    assert [entry["mask"]["kind"] for entry in data["attention"]] == ["window+padding", "unknown"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_json_is_readable_by_strict_parsers(value):
+    text = json_text.dump({"errors": [{"max_abs": value}], "shape": (1, 2)})
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    data = json.loads(text, parse_constant=refuse)
+    assert data == {"errors": [{"max_abs": str(value)}], "shape": [1, 2]}

@@ -1,0 +1,180 @@
+"""Masked attention in fp64 and the masks of the literature, each from its definition.
+
+Shapes: B batch, H query heads, Hkv key/value heads, Sq query length, Sk key length, D head dim.
+
+A mask is a boolean array ``keep`` that broadcasts to [B, H, Sq, Sk]: true where query q sees key k.
+Where Sq != Sk, ``query_offset`` says at which key position query 0 stands: 0 aligns the first query
+with the first key, ``Sk - Sq`` the last query with the last key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+EmptyRow = Literal["nan", "zero", "mean", "softmax"]
+
+
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    keep: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    scale: float | None = None,
+    empty_row: EmptyRow = "nan",
+    fill: float = -math.inf,
+) -> FloatArray:
+    """Compute softmax(scale * q.k + bias, over the kept keys) . v, row by row.
+
+    Args:
+        q: [B, H, Sq, D].
+        k: [B, Hkv, Sk, D]; query head h reads key/value head h // (H / Hkv).
+        v: [B, Hkv, Sk, Dv].
+        keep: broadcasts to [B, H, Sq, Sk]; true where the query sees the key.
+        bias: broadcasts to [B, H, Sq, Sk]; added to the scaled scores.
+        scale: factor of the scores, 1 / sqrt(D) unless given.
+        empty_row: the output of a query that sees no key: all NaN, zeros, the mean over all Sk
+            values, or the softmax over all keys of score + ``fill``. ``fill`` is the same for all
+            of them and cancels, so that the last is the softmax without a mask.
+        fill: what is added to the score of a key that is not kept, in rows that keep another. The
+            default leaves such keys out; -1e4 or less does the same in fp64, but -10 does not.
+
+    Returns:
+        [B, H, Sq, Dv] in fp64.
+
+    Raises:
+        ValueError: the shapes do not fit, or ``empty_row`` is unknown.
+    """
+    query, key, value = (np.asarray(x, np.float64) for x in (q, k, v))
+    _check_shapes(query, key, value)
+    batch, heads, query_length, head_dim = query.shape
+    group = heads // key.shape[1]
+    scores_shape = (batch, heads, query_length, key.shape[2])
+    kept = np.broadcast_to(np.asarray(keep, np.bool_), scores_shape)
+    added = np.broadcast_to(np.asarray(0.0 if bias is None else bias, np.float64), scores_shape)
+    factor = 1.0 / math.sqrt(head_dim) if scale is None else scale
+
+    output = np.empty((batch, heads, query_length, value.shape[3]))
+    for b, h, row in np.ndindex(batch, heads, query_length):
+        scores = factor * (key[b, h // group] @ query[b, h, row]) + added[b, h, row]
+        weights = _row_weights(scores, kept[b, h, row], empty_row, fill)
+        output[b, h, row] = weights @ value[b, h // group]
+    return output
+
+
+def _check_shapes(query: FloatArray, key: FloatArray, value: FloatArray) -> None:
+    shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
+    if not query.ndim == key.ndim == value.ndim == 4:
+        raise ValueError(f"{shapes}: each must be [batch, heads, length, head dim]")
+    same_batch = query.shape[0] == key.shape[0] == value.shape[0]
+    if not same_batch or key.shape[1:3] != value.shape[1:3] or query.shape[3] != key.shape[3]:
+        raise ValueError(f"{shapes}: batch, key/value heads, key length or head dim differ")
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"{shapes}: query heads must be a multiple of key/value heads")
+
+
+def _row_weights(scores: FloatArray, kept: BoolArray, empty_row: str, fill: float) -> FloatArray:
+    """Return the weights [Sk] of one query."""
+    if kept.any():
+        return _softmax(np.where(kept, scores, scores + fill))
+    if empty_row == "nan":
+        return np.full_like(scores, np.nan)
+    if empty_row == "zero":
+        return np.zeros_like(scores)
+    if empty_row == "mean":
+        return np.full_like(scores, 1.0 / scores.size)
+    if empty_row == "softmax":
+        return _softmax(scores)
+    raise ValueError(f'empty_row is {empty_row!r}; use "nan", "zero", "mean" or "softmax"')
+
+
+def _softmax(scores: FloatArray) -> FloatArray:
+    exponentials = np.exp(scores - scores.max())
+    return np.asarray(exponentials / exponentials.sum())
+
+
+def causal_keep(query_length: int, key_length: int, *, query_offset: int = 0) -> BoolArray:
+    """Keep keys at or before the query: k <= q. [Sq, Sk]."""
+    q, k = _positions(query_length, key_length, query_offset)
+    return np.asarray(k <= q)
+
+
+def sliding_window_keep(
+    query_length: int, key_length: int, *, window: int, query_offset: int = 0
+) -> BoolArray:
+    """Keep keys at most ``window`` away on either side: |q - k| <= window. [Sq, Sk].
+
+    Both ends belong to the window, which is 2 * window + 1 keys wide.
+    """
+    q, k = _positions(query_length, key_length, query_offset)
+    return np.asarray(abs(q - k) <= window)
+
+
+def causal_window_keep(
+    query_length: int, key_length: int, *, window: int, query_offset: int = 0
+) -> BoolArray:
+    """Keep the query's own key and those before it, ``window`` in all: 0 <= q - k < window.
+
+    Returns:
+        [Sq, Sk].
+    """
+    q, k = _positions(query_length, key_length, query_offset)
+    return np.asarray((q - k >= 0) & (q - k < window))
+
+
+def bigbird_keep(
+    query_length: int,
+    key_length: int,
+    *,
+    window: int,
+    global_tokens: int,
+    block: int,
+    random_blocks: ArrayLike,
+) -> BoolArray:
+    """Keep window, global and random keys (BigBird, arXiv 2007.14062, section 2). [Sq, Sk].
+
+    Args:
+        query_length: Sq.
+        key_length: Sk.
+        window: |q - k| <= window is kept.
+        global_tokens: the first queries see all keys, and the first keys are seen by all queries.
+        block: edge of a random block in tokens.
+        random_blocks: bool [ceil(Sq / block), ceil(Sk / block)] or larger, true where the whole
+            block of tokens is kept. (The paper draws them at random; here the caller does.)
+    """
+    chosen = np.asarray(random_blocks, np.bool_)
+    keep = np.zeros((query_length, key_length), np.bool_)
+    for q in range(query_length):
+        for k in range(key_length):
+            in_window = abs(q - k) <= window
+            is_global = q < global_tokens or k < global_tokens
+            keep[q, k] = in_window or is_global or chosen[q // block, k // block]
+    return keep
+
+
+def padding_keep(
+    lengths: Sequence[int], key_length: int, *, side: Literal["right", "left"] = "right"
+) -> BoolArray:
+    """Keep the first (or, padded on the left, the last) ``lengths[b]`` keys. [B, 1, 1, Sk]."""
+    keep = np.zeros((len(lengths), 1, 1, key_length), np.bool_)
+    for b, length in enumerate(lengths):
+        for k in range(key_length):
+            keep[b, 0, 0, k] = k < length if side == "right" else k >= key_length - length
+    return keep
+
+
+def _positions(
+    query_length: int, key_length: int, query_offset: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the key positions of queries as [Sq, 1] and of keys as [1, Sk]."""
+    q = np.arange(query_length, dtype=np.int64) + query_offset
+    k = np.arange(key_length, dtype=np.int64)
+    return q[:, None], k[None, :]
