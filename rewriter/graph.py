@@ -109,7 +109,7 @@ def export_model(graph: gs.Graph, original: onnx.ModelProto) -> onnx.ModelProto:
     Nodes and tensors without users disappear.
     """
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    model = gs.export_onnx(graph, do_type_check=False)
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     model.ir_version = original.ir_version
     model.producer_name = original.producer_name
     model.producer_version = original.producer_version

@@ -24,6 +24,7 @@ from stof_onnx.rewriter.graph import Node, Tensor, export_model, import_graph
 from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, OperandSource, lift, lift_dense
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
+from stof_onnx.rewriter.passes.known_shapes import fold_known_shapes
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 Advance = Callable[[], None]
@@ -97,6 +98,7 @@ def rewrite(
     """
     graph = import_graph(model)
     sym = SymbolicGraph(graph)
+    fold_known_shapes(graph, sym)
     softmaxes = find_blocks(graph, sym)
     on_found(len(softmaxes))
     context = _Context(graph, sym)

@@ -55,11 +55,11 @@ class ChainContext:
 
 
 def float_type(tensor: Tensor) -> str:
-    """ "float32", "float16", "bfloat16" or "" for a tensor's type."""
+    """Name of a tensor's type, such as "float32" or "bfloat16"; empty if it has none."""
     if tensor.dtype is None:
         return ""
     try:
-        return np.dtype(tensor.dtype).name
+        return str(np.dtype(tensor.dtype).name)
     except TypeError:
         from onnx import TensorProto
 

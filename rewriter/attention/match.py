@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import onnx_graphsurgeon as gs
 
 from stof_onnx.ir.expr import Const, Expr, Var
@@ -22,6 +24,8 @@ from stof_onnx.rewriter.attention.weight_steps import WEIGHT_STEPS
 from stof_onnx.rewriter.graph import Node, Tensor, consumers, is_graph_output, producer
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 from stof_onnx.rewriter.symbolic.indexing import broadcast_index
+
+Role = Literal["query", "key", "value"]
 
 
 def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> bool:
@@ -55,13 +59,13 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     head_dim = _size(sym, product, product.inputs[0], -1)
     value_dim = _size(sym, value_product, value_product.inputs[1], -1)
     reads = [
-        _read(context, product, 0, index, head_dim, heads),
-        _read(context, product, 1, index, head_dim, heads),
-        _read(context, value_product, 1, index, value_dim, heads),
+        _read(context, index, "query", product, head_dim),
+        _read(context, index, "key", product, head_dim),
+        _read(context, index, "value", value_product, value_dim),
     ]
     query, key, value = (read for read, _ in reads)
     _check_heads(product, query, key, value, heads)
-    output = find_output(graph, sym, value_product.outputs[0], index, heads, value_dim)
+    output = find_output(graph, sym, value_product.outputs[0], index, (heads, value_dim))
     walked = [softmax, value_product, *chain.nodes, *weight_nodes, *output.nodes]
     walked += [node for _, nodes in reads for node in nodes]
     return AttentionBlock(
@@ -169,25 +173,28 @@ def _value_product(graph: gs.Graph, weights: Tensor) -> Node:
 
 
 def _read(
-    context: ChainContext, product: Node, side: int, index: ScoreIndex, dim: int, heads: int
+    context: ChainContext, index: ScoreIndex, role: Role, product: Node, dim: int
 ) -> tuple[OperandRead, list[Node]]:
-    """Query (side 0 of the score product), key (side 1) or value (side 1 of the other)."""
-    tensor = product.inputs[side]
-    is_value = producer(product.outputs[0]) is not None and product is not context.chain.nodes[-1]
+    """How an operand of the score product (query, key) or of the other (value) is read."""
+    tensor = product.inputs[0 if role == "query" else 1]
     channel = Var("d", integer(dim)) if dim > 1 else integer(0)
-    token = index.q if side == 0 else index.k
-    last = (channel, token) if side == 1 and not is_value else (token, channel)
-    full = (index.b, index.h, *last)
+    token = index.q if role == "query" else index.k
+    matrix = (channel, token) if role == "key" else (token, channel)
     try:
         dims = context.sym.shape(tensor)
     except Unliftable as reason:
-        raise Refused(product, f"an operand's shape is unknown: {reason}") from reason
+        raise Refused(product, f"the shape of {role} is unknown: {reason}") from reason
+    heads = context.sym.shape(product.outputs[0])[1]
+    assert isinstance(heads, Const)
     read, nodes = read_operand(
-        context, tensor, broadcast_index(full, dims), index.b, index.h, token, channel, heads
+        context,
+        tensor,
+        broadcast_index((index.b, index.h, *matrix), dims),
+        (index.b, index.h, token, channel),
+        int(heads.value),
     )
     if read is None:
-        what = "value" if is_value else ("query", "key")[side]
-        raise Refused(product, f"the layout of {what} ({tensor.name!r}) can't be read")
+        raise Refused(product, f"the layout of {role} ({tensor.name!r}) can't be read")
     return _with_stride(read, dim), nodes
 
 

@@ -8,8 +8,6 @@ lies between.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from stof_onnx.ir.expr import Const, Expr, Poly
 from stof_onnx.ir.expr.build import floordiv, integer
 from stof_onnx.ir.operators.masked_attention import TensorLayout
@@ -19,17 +17,15 @@ from stof_onnx.rewriter.graph import Node, Tensor, producer
 from stof_onnx.rewriter.symbolic.indexing import broadcast_index
 from stof_onnx.rewriter.symbolic.registry import Index, Shape, Unliftable
 
-Role = Literal["query", "key", "value"]
+# (b, h, s, d): batch, head, token and channel of an operand.
+Variables = tuple[Expr, Expr, Expr, Expr]
 
 
 def read_operand(
     context: ChainContext,
     tensor: Tensor,
     index: Index,
-    batch: Expr,
-    head: Expr,
-    token: Expr,
-    channel: Expr,
+    variables: Variables,
     heads: int,
 ) -> tuple[OperandRead | None, list[Node]]:
     """Follow an operand back as far as its layout stays readable.
@@ -37,8 +33,8 @@ def read_operand(
     Args:
         context: the graph.
         tensor: the operand of the product.
-        index: its index, written with the four following expressions.
-        batch, head, token, channel: b, h, s and d.
+        index: its index, written with the variables.
+        variables: b, h, s and d.
         heads: query heads H.
 
     Returns:
@@ -50,7 +46,7 @@ def read_operand(
     best_walked: list[Node] = []
     scale = 1.0
     while True:
-        found = _layout(context, tensor, index, (batch, head, token, channel), heads)
+        found = _layout(context, tensor, index, variables, heads)
         if found is not None:
             best = OperandRead(tensor, found[0], found[1], scale)
             best_walked = list(walked)
@@ -93,7 +89,7 @@ def _layout(
     context: ChainContext,
     tensor: Tensor,
     index: Index,
-    variables: tuple[Expr, Expr, Expr, Expr],
+    variables: Variables,
     heads: int,
 ) -> tuple[TensorLayout, int] | None:
     """(layout, number of heads in the tensor) if the index is one of the layouts."""
@@ -105,7 +101,7 @@ def _layout(
 
 
 def _match_bhsd(
-    dims: Shape, index: Index, variables: tuple[Expr, Expr, Expr, Expr], heads: int
+    dims: Shape, index: Index, variables: Variables, heads: int
 ) -> tuple[TensorLayout, int] | None:
     batch, head, token, channel = variables
     if len(dims) != 4 or (index[0], index[2], index[3]) != (batch, token, channel):
@@ -119,7 +115,7 @@ def _match_bhsd(
 
 
 def _match_bshd(
-    dims: Shape, index: Index, variables: tuple[Expr, Expr, Expr, Expr], heads: int
+    dims: Shape, index: Index, variables: Variables, heads: int
 ) -> tuple[TensorLayout, int] | None:
     batch, head, token, channel = variables
     if len(dims) < 3 or (index[0], index[1]) != (batch, token):

@@ -20,17 +20,18 @@ def find_output(
     sym: SymbolicGraph,
     product: Tensor,
     index: ScoreIndex,
-    heads: int,
-    head_dim: int,
+    size: tuple[int, int],
 ) -> OutputWrite:
     """The deepest tensor below the product that holds the output in a known layout.
 
     Args:
-        graph, sym: the graph.
+        graph: the graph.
+        sym: its reading.
         product: output of the product with value, [B, H, Sq, D].
         index: of the scores.
-        heads, head_dim: of the output.
+        size: (heads, head dim) of the output.
     """
+    heads, head_dim = size
     column = Var("e", integer(heads * head_dim)) if heads * head_dim > 1 else integer(0)
     head = integer(0) if heads == 1 else Var("h", integer(heads))
     channel = integer(0) if head_dim == 1 else Var("d", integer(head_dim))

@@ -15,7 +15,7 @@ import numpy as np
 
 from stof_onnx.ir.block_table import DEFAULT_TILE, BlockTable
 from stof_onnx.ir.expr import Const, Expr, Kind, Load, Op, Poly, Var, substitute, variables, walk
-from stof_onnx.ir.expr.build import TRUE, and_, eq0, fadd, fmul, integer, not_, sub, where
+from stof_onnx.ir.expr.build import TRUE, and_, eq0, fadd, integer, not_, sub, where
 from stof_onnx.ir.expr.evaluate import rebuild
 from stof_onnx.ir.expr.node import children
 from stof_onnx.ir.mask.program import (
@@ -141,7 +141,7 @@ def _zero_one_as_selection(expr: Expr, assumed: list[str]) -> Expr:
         return where(eq0(expr.args[0]), Const(0.0), Const(1.0))
     if expr.name in ("fadd", "fmul", "where"):
         args = [_zero_one_as_selection(arg, assumed) for arg in expr.args]
-        return {"fadd": fadd, "fmul": fmul, "where": where}[expr.name](*args)
+        return rebuild(expr.name, tuple(args))
     return expr
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
@@ -74,7 +73,8 @@ def prove(graph: gs.Graph, sym: SymbolicGraph, block: AttentionBlock, lifted: Li
             values = session.run(None, feeds)
         except Exception as error:  # onnxruntime raises its own undocumented types
             raise ProofFailed(f"the subgraph fails at {dims[2]}x{dims[3]}: {error}") from error
-        _compare(sym, block, lifted, dims, feeds, values)
+        sources = _program_sources(sym, lifted, feeds)
+        _compare(block, lifted, dims, sources, values)
         seen.append(f"{dims[2]}x{dims[3]}")
     return f"equal to the original subgraph at {len(seen)} sizes ({', '.join(seen)})"
 
@@ -240,11 +240,10 @@ def _feeds(
 
 
 def _compare(
-    sym: SymbolicGraph,
     block: AttentionBlock,
     lifted: LiftedMask,
     dims: list[int],
-    feeds: Mapping[str, Array],
+    sources: Mapping[str, Array],
     values: list[Array],
 ) -> None:
     """The stages, applied to a score of 0, against the program."""
@@ -263,7 +262,6 @@ def _compare(
         else:
             expected_keep &= value if stage.mode == "keep" else ~value
     sizes = dict(zip(("B", "H", "Sq", "Sk"), dims, strict=True))
-    sources = _program_sources(sym, lifted, feeds)
     keep = np.broadcast_to(lifted.program.evaluate_keep(sizes, sources), shape)
     bias = np.zeros(shape)
     if lifted.program.bias is not None:

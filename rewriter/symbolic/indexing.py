@@ -117,10 +117,10 @@ def slice_parts(sym: SymbolicGraph, node: Node) -> dict[int, tuple[Expr, Expr, i
     axes = sym.integers(axes_input) if axes_input is not None else tuple(range(len(starts)))
     steps = sym.integers(steps_input) if steps_input is not None else (1,) * len(starts)
     parts: dict[int, tuple[Expr, Expr, int]] = {}
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+    for start, end, written_axis, step in zip(starts, ends, axes, steps, strict=True):
         if step != 1:
             raise Unliftable(f"Slice with step {step}")
-        axis = axis_of(axis, len(source))
+        axis = axis_of(written_axis, len(source))
         first, last = (_slice_bound(bound, source[axis]) for bound in (start, end))
         parts[axis] = (first, sub(last, first), step)
     return parts

@@ -20,17 +20,77 @@ from stof_onnx.rewriter.symbolic.registry import Node, Shape, Unliftable, shape
 if TYPE_CHECKING:
     from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
 
-_SAME = """
-Identity Cast CastLike Neg Abs Not Sqrt Erf Tanh Sigmoid Relu Gelu Exp Log Sin Cos Softmax
-LogSoftmax IsNaN Dropout LayerNormalization SimplifiedLayerNormalization RMSNormalization
-SkipLayerNormalization Trilu Reciprocal Floor Ceil Round Sign Softplus HardSwish Elu
-LeakyRelu CumSum Clip Silu Swish Mish RotaryEmbedding BatchNormalization Erf QuickGelu
-BiasGelu FastGelu ScatterND ScatterElements
-""".split()
-_BROADCAST = """
-Add Sub Mul Div Pow Mod Min Max Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor
-Where BitwiseAnd BitwiseOr BitwiseXor PRelu
-""".split()
+_SAME = (
+    "Abs",
+    "BatchNormalization",
+    "BiasGelu",
+    "Cast",
+    "CastLike",
+    "Ceil",
+    "Clip",
+    "Cos",
+    "CumSum",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Exp",
+    "FastGelu",
+    "Floor",
+    "Gelu",
+    "HardSwish",
+    "Identity",
+    "IsNaN",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Log",
+    "LogSoftmax",
+    "Mish",
+    "Neg",
+    "Not",
+    "QuickGelu",
+    "RMSNormalization",
+    "Reciprocal",
+    "Relu",
+    "RotaryEmbedding",
+    "Round",
+    "ScatterElements",
+    "ScatterND",
+    "Sigmoid",
+    "Sign",
+    "Silu",
+    "SimplifiedLayerNormalization",
+    "Sin",
+    "SkipLayerNormalization",
+    "Softmax",
+    "Softplus",
+    "Sqrt",
+    "Swish",
+    "Tanh",
+    "Trilu",
+)
+_BROADCAST = (
+    "Add",
+    "And",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "PRelu",
+    "Pow",
+    "Sub",
+    "Where",
+    "Xor",
+)
 
 
 @shape(*_SAME)

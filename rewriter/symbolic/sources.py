@@ -27,7 +27,8 @@ def shape(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
     (at,) = index
     if not isinstance(at, Const):
         raise Unliftable("a shape read at an unknown position")
-    return dims[start + int(at.value)]
+    dim: Expr = dims[start + int(at.value)]
+    return dim
 
 
 @element("Size")

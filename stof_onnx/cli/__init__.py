@@ -62,12 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as ``stof-onnx --help`` documents it.
     """
+    # What the handlers below rely on if parsing the arguments itself fails.
+    arguments = argparse.Namespace(verbose=0)
     try:
-        arguments = build_parser().parse_args(argv)
+        build_parser().parse_args(argv, arguments)
+        return _run(arguments, sys.stdout)
     except SystemExit as stop:  # --help, --version and usage errors
         return stop.code if isinstance(stop.code, int) else EXIT_BAD_INPUT
-    try:
-        return _run(arguments, sys.stdout)
     except BrokenPipeError:
         _silence_stdout()
         return EXIT_BROKEN_PIPE

@@ -32,6 +32,11 @@ class Parser(argparse.ArgumentParser):
         options["description"] = textwrap.fill(options.get("description") or "", _TEXT_WIDTH)
         super().__init__(**options)
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Exit, but not before what was printed is out: nobody could catch a broken pipe later."""
+        sys.stdout.flush()
+        super().exit(status, message)
+
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and exit with code 2."""
         self.exit(2, f"stof-onnx: error: {' '.join(message.split())}; see `{self.prog} --help`\n")

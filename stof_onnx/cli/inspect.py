@@ -32,8 +32,9 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     shapes = common.input_shapes(arguments)
     from stof_onnx import api
     from stof_onnx.cli import json_text, render
+    from stof_onnx.progress import RichProgress
 
-    report = api.inspect(arguments.model, input_shapes=shapes)
+    report = api.inspect(arguments.model, input_shapes=shapes, progress=RichProgress())
     if arguments.json:
         out.write(json_text.dump(json_text.report_object(report)))
     else:

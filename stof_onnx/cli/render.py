@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stof_onnx.ir.target import Target
 from stof_onnx.report import AttentionReport, MaskReport, Report
 
 _LABEL_WIDTH = 12
@@ -67,7 +68,8 @@ def report(console: Console, report: Report, *, verbose: int) -> None:
         operators += f" -> {report.nodes_after}"
     line(console, "operators", operators)
     if report.targets:
-        line(console, "targets", ", ".join(report.targets))
+        # In words: that "auto" found no GPU is worth knowing.
+        line(console, "targets", ", ".join(str(Target.parse(name)) for name in report.targets))
     line(console, "attention", *_counts(report))
     if report.attention:
         console.print()
@@ -145,7 +147,6 @@ def _details(console: Console, report: Report) -> None:
             "query": _shape(entry.query_shape),
             "key": _shape(entry.key_shape),
             "layout": entry.layout,
-            "replaced": f"{entry.nodes_replaced} operators" if entry.nodes_replaced else "",
             "reason": entry.reason,
         }
         if entry.mask is not None:

@@ -167,8 +167,8 @@ def test_inspect_json(run_cli, folder):
     blocks = json.loads(out)["attention"]
     assert [block["status"] for block in blocks] == ["fused", "fused"]
     for block in blocks:
-        assert block["num_heads"] == 4
-        assert block["head_dim"] == 16
+        assert block["num_heads"] == 2
+        assert block["head_dim"] == 32
         assert block["mask"]["kind"] == "padding"
         assert {"name", "reason"} <= block.keys()
     assert files(folder) == before

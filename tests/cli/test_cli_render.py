@@ -101,6 +101,11 @@ def test_counts_targets_notes_and_reasons_are_there():
     assert "note        assumed: masks are 0 or 1\n" in text
 
 
+def test_portable_code_is_named_as_such():
+    text = text_of(Report("bert.onnx", (), 3, 3, targets=("portable",)))
+    assert "targets     portable PTX for compute capability 8.0 and newer\n" in text
+
+
 def test_verbose_adds_shapes_mask_and_proof():
     assert "proof" not in text_of(REPORT)
     text = text_of(REPORT, verbose=1)
@@ -110,7 +115,7 @@ def test_verbose_adds_shapes_mask_and_proof():
         "abs(q - k) <= 8 and attention_mask[b, k]",
         "empty row mean",
         "equal at 12 sizes",
-        "14 operators",
+        "scores, mask and softmax in one node",
         "rewrite 0.25",
     ):
         assert fact in text

@@ -17,6 +17,6 @@ def step(context: ChainContext, node: Node) -> Tensor | None:
     if node.op != "Cast":
         return None
     source, target = float_type(node.inputs[0]), float_type(node.outputs[0])
-    if source != target and target != "float32":
+    if target not in {source, "float32"}:
         raise Refused(node, f"scores are cast from {source or 'an unknown type'} to {target}")
     return node.inputs[0]

@@ -114,7 +114,7 @@ class MaskTable:
             builder.op("Concat", *(sizes[name] for name in _SIZES), axis=0),
         )
         groups = builder.op("Mul", batch, sizes["H"])
-        tiles = _Tiling(builder, keep, groups, queries, keys, self.tile)
+        tiles = _Tiling(builder, keep, (groups, queries, keys), self.tile)
         tiles.write_counts_and_columns(outputs[0], outputs[1])
         tiles.write_bitmaps(outputs[2])
 
@@ -123,14 +123,9 @@ class _Tiling:
     """keep, [B, H, Sq, Sk] as BOOL, cut into tiles."""
 
     def __init__(
-        self,
-        builder: Builder,
-        keep: str,
-        groups: str,
-        queries: str,
-        keys: str,
-        tile: tuple[int, int],
+        self, builder: Builder, keep: str, sizes: tuple[str, str, str], tile: tuple[int, int]
     ) -> None:
+        groups, queries, keys = sizes
         self._builder, self._groups, self._tile = builder, groups, tile
         self._rows = self._ceil_div(queries, tile[0])
         self._columns = self._ceil_div(keys, tile[1])
