@@ -79,6 +79,23 @@ class _Context:
     proofs: dict[Any, str] = field(default_factory=dict)
 
 
+# Operators that are whole attention blocks; read by a later release.
+_WHOLE_BLOCKS = {
+    "Attention": "the standard Attention operator",
+    "MultiHeadAttention": "ONNX Runtime's MultiHeadAttention",
+    "GroupQueryAttention": "ONNX Runtime's GroupQueryAttention",
+}
+
+
+def find_whole_blocks(graph: gs.Graph) -> list[RefusedBlock]:
+    """Attention operators, which are named and left as they are."""
+    return [
+        RefusedBlock(node.name, f"{node.op} {node.name!r}: {what} is not read yet")
+        for node in graph.nodes
+        if (what := _WHOLE_BLOCKS.get(node.op)) is not None
+    ]
+
+
 def find_blocks(graph: gs.Graph, sym: SymbolicGraph) -> list[Node]:
     """The Softmax of each attention-like block, in graph order."""
     return [n for n in graph.nodes if n.op == "Softmax" and is_attention_like(graph, sym, n)]
@@ -102,7 +119,7 @@ def rewrite(
     softmaxes = find_blocks(graph, sym)
     on_found(len(softmaxes))
     context = _Context(graph, sym)
-    blocks: list[FusedBlock | RefusedBlock] = []
+    blocks: list[FusedBlock | RefusedBlock] = [*find_whole_blocks(graph)]
     for softmax in softmaxes:
         blocks.append(_fuse(context, softmax))
         on_block()
