@@ -175,8 +175,8 @@ def test_a_reader_that_went_away_is_no_traceback(tmp_path, arguments):
     )
     os.close(writer)
     assert done.stderr == ""
-    # argparse itself ignores that nobody reads its help.
-    assert done.returncode == (0 if "--help" in arguments else 141)
+    # Newer versions of argparse itself ignore that nobody reads their help.
+    assert done.returncode == 141 or ("--help" in arguments and done.returncode == 0)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
