@@ -19,7 +19,7 @@ from stof_onnx.ir.mask.program import MaskProgram
 from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention
 from stof_onnx.ir.operators.registry import DOMAIN, PLUGIN_VERSION
 from stof_onnx.rewriter.attention.block import AttentionBlock, Refused
-from stof_onnx.rewriter.attention.match import is_attention_like, match_block
+from stof_onnx.rewriter.attention.match import is_attention_like, match_block, score_product
 from stof_onnx.rewriter.graph import Node, Tensor, export_model, import_graph
 from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, OperandSource, lift, lift_dense
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
@@ -54,10 +54,19 @@ class FusedBlock:
 
 @dataclass(frozen=True)
 class RefusedBlock:
-    """A block that stays: the node of its Softmax and the reason."""
+    """A block that stays as it is.
+
+    Attributes:
+        name: of its Softmax (or of the attention operator).
+        reason: naming the node that doesn't fit.
+        num_heads: 0 if unknown.
+        head_dim: 0 if unknown.
+    """
 
     name: str
     reason: str
+    num_heads: int = 0
+    head_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,9 +155,9 @@ def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
         block = match_block(context.graph, context.sym, softmax)
         lifted, proof = _lift_and_prove(context, block)
     except Refused as refusal:
-        return RefusedBlock(softmax.name, str(refusal))
+        return _refused(context, softmax, str(refusal))
     except Unliftable as reason:
-        return RefusedBlock(softmax.name, f"a shape is unknown: {reason}")
+        return _refused(context, softmax, f"a shape is unknown: {reason}")
     attributes = _attributes(block, lifted.program)
     _replace(context, block, lifted, attributes)
     return FusedBlock(
@@ -160,6 +169,18 @@ def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
         query_shape=_texts(context.sym.shape(block.query.tensor)),
         key_shape=_texts(context.sym.shape(block.key.tensor)),
     )
+
+
+def _refused(context: _Context, softmax: Node, reason: str) -> RefusedBlock:
+    """With the sizes, as far as the score product gives them."""
+    product = score_product(context.sym, softmax)
+    try:
+        heads = context.sym.shape(softmax.inputs[0])[1]
+        dim = context.sym.shape(product.inputs[0])[-1] if product is not None else None
+    except (Unliftable, IndexError):
+        return RefusedBlock(softmax.name, reason)
+    sizes = [int(size.value) if isinstance(size, Const) else 0 for size in (heads, dim)]
+    return RefusedBlock(softmax.name, reason, *sizes)
 
 
 def _lift_and_prove(context: _Context, block: AttentionBlock) -> tuple[LiftedMask, str]:

@@ -12,13 +12,11 @@ nothing and never needs a dependency that the caller doesn't use.
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stof_onnx.accuracy import CheckResult
     from stof_onnx.api import Result, check, expand, inspect, optimize
-    from stof_onnx.check import CheckResult
     from stof_onnx.ir.errors import (
         CheckFailedError,
         InputError,
@@ -55,7 +53,7 @@ __all__ = [
 _HOME_OF = {
     "AttentionReport": "stof_onnx.report",
     "CheckFailedError": "stof_onnx.ir.errors",
-    "CheckResult": "stof_onnx.check",
+    "CheckResult": "stof_onnx.accuracy",
     "InputError": "stof_onnx.ir.errors",
     "MaskReport": "stof_onnx.report",
     "MissingDependencyError": "stof_onnx.ir.errors",
@@ -66,6 +64,7 @@ _HOME_OF = {
     "Result": "stof_onnx.api",
     "RichProgress": "stof_onnx.progress",
     "StofError": "stof_onnx.ir.errors",
+    "check": "stof_onnx.accuracy",
     "expand": "stof_onnx.api",
     "inspect": "stof_onnx.api",
     "optimize": "stof_onnx.api",
@@ -94,23 +93,3 @@ def _version() -> str:
         return metadata.version("stof-onnx")
     except metadata.PackageNotFoundError:
         return "0+uninstalled"
-
-
-class _Package(types.ModuleType):
-    """Keeps ``stof_onnx.check`` the function that it is documented to be.
-
-    There is a sub-package of that name too, and importing a sub-module sets the
-    attribute of its package: without this, the function would be gone as soon as
-    anything imported ``stof_onnx.check``.
-    """
-
-    @property
-    def check(self) -> Any:
-        return importlib.import_module("stof_onnx.api").check
-
-    @check.setter
-    def check(self, value: Any) -> None:
-        del value
-
-
-sys.modules[__name__].__class__ = _Package

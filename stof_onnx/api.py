@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from stof_onnx.check import CheckResult, check
-from stof_onnx.check.shapes import SymbolicShapes
+from stof_onnx.accuracy import CheckResult, check
+from stof_onnx.accuracy.shapes import SymbolicShapes
 from stof_onnx.expansion import expand_model
 from stof_onnx.gpu_detect import detect_compute_capabilities
 from stof_onnx.ir.errors import CheckFailedError, InputError
@@ -212,7 +212,13 @@ def _report(
 
 def _entry(block: FusedBlock | RefusedBlock) -> AttentionReport:
     if isinstance(block, RefusedBlock):
-        return AttentionReport(block.name, "refused", block.reason)
+        return AttentionReport(
+            name=block.name,
+            status="refused",
+            reason=block.reason,
+            num_heads=block.num_heads,
+            head_dim=block.head_dim,
+        )
     node = block.attributes
     layouts = " ".join(layout.order for layout in (node.query, node.key, node.value))
     mask = MaskReport(

@@ -107,6 +107,9 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable object with every field and the counts."""
         data = dataclasses.asdict(self)
+        for entry in data["attention"]:
+            # Every entry has a mask with a kind, also where it was refused before it was read.
+            entry["mask"] = entry["mask"] or {"kind": "unknown"}
         data["fused"] = self.fused
         data["refused"] = self.refused
         data["refusal_counts"] = self.refusal_counts

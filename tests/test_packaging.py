@@ -51,14 +51,6 @@ def test_unknown_names_are_attribute_errors():
         _ = stof_onnx.fuse
 
 
-def test_check_stays_a_function_beside_the_package_of_that_name(tmp_path):
-    code = (
-        "import stof_onnx.check; import stof_onnx; from stof_onnx.check import CheckResult;"
-        "from stof_onnx import api; assert stof_onnx.check is api.check; print('ok')"
-    )
-    assert run_python(code, tmp_path) == "ok\n"
-
-
 def test_no_module_needs_a_gpu_package(tmp_path):
     code = """
 import importlib, pkgutil, sys

@@ -42,6 +42,18 @@ def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> boo
     return False
 
 
+def score_product(sym: SymbolicGraph, softmax: Node) -> Node | None:
+    """The product of run-time tensors that the scores come from, found roughly."""
+    context = ChainContext(sym, ScoreChain())
+    tensor = softmax.inputs[0]
+    while context.reaches_product(tensor):
+        node = producer(tensor)
+        if node is None or node.op == "MatMul":
+            return node
+        tensor = next(t for t in node.inputs if context.reaches_product(t))
+    return None
+
+
 def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> AttentionBlock:
     """Read one block.
 

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
 
     report = api.inspect(arguments.model, input_shapes=shapes, progress=RichProgress())
     if arguments.json:
-        out.write(json_text.dump(json_text.report_object(report)))
+        out.write(json_text.dump(report.to_json()))
     else:
         render.report(render.console(out), report, verbose=arguments.verbose)
     return 0

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from stof_onnx.ir.errors import OutputError
-from stof_onnx.report import Report
 
 
 def dump(value: Any) -> str:
@@ -28,14 +27,6 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     return value
-
-
-def report_object(report: Report) -> dict[str, Any]:
-    """A report for scripts: every block has a mask with a kind, "unknown" if it wasn't read."""
-    data = report.to_json()
-    for entry in data["attention"]:
-        entry["mask"] = entry["mask"] or {"kind": "unknown"}
-    return data
 
 
 def check_report_path(path: str, models: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         progress=RichProgress(),
     )
     if arguments.report is not None:
-        json_text.write_aside(arguments.report, json_text.report_object(result.report))
+        json_text.write_aside(arguments.report, result.report.to_json())
     console = render.console(out)
     render.report(console, result.report, verbose=arguments.verbose)
     render.written(console, arguments.output)

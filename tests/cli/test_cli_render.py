@@ -203,7 +203,7 @@ def test_a_check_that_ran_nothing():
 
 
 def test_json_has_a_mask_kind_for_every_block():
-    data = json.loads(json_text.dump(json_text.report_object(REPORT)))
+    data = json.loads(json_text.dump(REPORT.to_json()))
     assert [entry["mask"]["kind"] for entry in data["attention"]] == ["window+padding", "unknown"]
 
 

@@ -61,9 +61,13 @@ def floordiv(left: Expr, right: Expr) -> Expr:
         return left
     if numerator.constant is not None and divisor.constant:
         return integer(numerator.constant // divisor.constant)
+    if _inside(numerator, divisor):
+        return integer(0)
     quotient, rest = numerator.divide(divisor)
     if _inside(rest, divisor):
         return quotient.expr()
+    if rest.constant is not None and divisor.constant:
+        return (quotient + Poly.const(rest.constant // divisor.constant)).expr()
     if quotient.terms:
         return (quotient + Poly.of(Op("floordiv", (rest.expr(), right), "int"))).expr()
     return Op("floordiv", (left, right), "int")
@@ -76,13 +80,18 @@ def mod(left: Expr, right: Expr) -> Expr:
         return integer(0)
     if numerator.constant is not None and divisor.constant:
         return integer(numerator.constant % divisor.constant)
+    if _inside(numerator, divisor):
+        return left
     _, rest = numerator.divide(divisor)
     if _inside(rest, divisor):
         return rest.expr()
+    if rest.constant is not None and divisor.constant:
+        return integer(rest.constant % divisor.constant)
     return Op("mod", (rest.expr(), right), "int")
 
 
 def _inside(rest: Poly, divisor: Poly) -> bool:
+    """Whether 0 <= rest < divisor."""
     return is_nonnegative(rest) and is_positive(divisor - rest)
 
 
@@ -93,8 +102,12 @@ def absolute(value: Expr) -> Expr:
         return value
     if is_nonnegative(-poly):
         return neg(value)
-    negated = neg(value)
-    return Op("abs", (min(value, negated, key=repr),), "int")
+    return Op("abs", (min(value, neg(value), key=_shortest),), "int")
+
+
+def _shortest(value: Expr) -> tuple[int, str]:
+    """Sorts x before -x, and -k + q before k - q."""
+    return len(repr(value)), repr(value)
 
 
 def minimum(left: Expr, right: Expr) -> Expr:
@@ -172,7 +185,7 @@ def eq0(value: Expr) -> Expr:
         return Const(poly.constant == 0)
     if is_positive(poly) or is_positive(-poly):
         return FALSE
-    return Op("eq0", (min(poly.expr(), (-poly).expr(), key=repr),), "bool")
+    return Op("eq0", (min(poly.expr(), (-poly).expr(), key=_shortest),), "bool")
 
 
 def not_(value: Expr) -> Expr:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ from stof_onnx.ir.expr.node import Const, Expr, Kind, Load, Op, Var
 from stof_onnx.ir.expr.ops import OPS, Array
 
 Json = Any
+
+_LOAD_TYPES: dict[Kind, type[np.generic]] = {
+    "bool": np.bool_,
+    "int": np.int64,
+    "float": np.float32,
+}
 
 
 def evaluate(
@@ -43,7 +50,7 @@ def evaluate(
             return np.asarray(variables[node.name])
         if isinstance(node, Load):
             result = sources[node.source][tuple(value(i) for i in node.index)]
-            return result.astype(np.int64) if node.kind == "int" else np.asarray(result)
+            return np.asarray(result).astype(_LOAD_TYPES[node.kind])
         assert isinstance(node, Op)
         with np.errstate(over="ignore", invalid="ignore"):
             return OPS[node.name].numpy(*(value(arg) for arg in node.args))
@@ -76,11 +83,9 @@ def rebuild(name: str, args: tuple[Expr, ...]) -> Expr:
         MalformedNodeError: for an unknown operation or a wrong number of arguments.
     """
     if name in ("add", "mul"):
-        function = build.add if name == "add" else build.mul
-        result = args[0]
-        for arg in args[1:]:
-            result = function(result, arg)
-        return result
+        if not args:
+            raise MalformedNodeError(f"mask operation {name!r} with 0 arguments")
+        return functools.reduce(build.add if name == "add" else build.mul, args)
     if name not in _REBUILD:
         raise MalformedNodeError(f"unknown mask operation {name!r}", f"one of {sorted(OPS)}")
     try:
@@ -128,6 +133,8 @@ def to_text(expr: Expr) -> str:
         return f"{expr.source}[{', '.join(to_text(i) for i in expr.index)}]"
     assert isinstance(expr, Op)
     info = OPS[expr.name]
+    if expr.name in ("floordiv", "mod"):
+        return info.text.format(*(_parenthesised(arg, expr.name) for arg in expr.args))
     if info.infix:
         parts = [_parenthesised(arg, expr.name) for arg in expr.args]
         return info.infix.join(parts).replace("+ -", "- ")
@@ -137,9 +144,16 @@ def to_text(expr: Expr) -> str:
 
 
 def _parenthesised(arg: Expr, outer: str) -> str:
-    if isinstance(arg, Op) and arg.name == "mul" and arg.args[0] == Const(-1):
+    is_negated = isinstance(arg, Op) and arg.name == "mul" and arg.args[0] == Const(-1)
+    if isinstance(arg, Op) and is_negated and outer == "add":
         return "-" + " * ".join(to_text(factor) for factor in arg.args[1:])
-    loose = {"mul": ("add",), "and": ("or",), "or": ("and",)}.get(outer, ())
+    loose = {
+        "mul": ("add",),
+        "floordiv": ("add", "mul"),
+        "mod": ("add", "mul"),
+        "and": ("or",),
+        "or": ("and",),
+    }.get(outer, ())
     text = to_text(arg)
     return f"({text})" if isinstance(arg, Op) and arg.name in loose else text
 
@@ -171,6 +185,13 @@ def from_json(data: Json, variables: Mapping[str, Var]) -> Expr:
         MalformedNodeError: if the data is not such an expression.
     """
     try:
+        return _read(data, variables)
+    except RecursionError as error:
+        raise MalformedNodeError("a mask expression nested too deeply") from error
+
+
+def _read(data: Json, variables: Mapping[str, Var]) -> Expr:
+    try:
         if isinstance(data, bool | int):
             return Const(data)
         if isinstance(data, str):
@@ -180,7 +201,31 @@ def from_json(data: Json, variables: Mapping[str, Var]) -> Expr:
             return Const(float(rest[0]))
         if head == "load":
             source, kind, index = rest
-            return Load(str(source), tuple(from_json(i, variables) for i in index), _KINDS[kind])
-        return rebuild(str(head), tuple(from_json(arg, variables) for arg in rest))
+            return _read_load(str(source), _KINDS[kind], [_read(i, variables) for i in index])
+        return _read_operation(str(head), [_read(arg, variables) for arg in rest])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise MalformedNodeError(f"{data!r:.80} is not a mask expression") from error
+
+
+def _read_load(source: str, kind: Kind, index: Sequence[Expr]) -> Expr:
+    for i in index:
+        if i.kind != "int":
+            raise MalformedNodeError(f"load of {source!r} with an index of kind {i.kind}")
+    return Load(source, tuple(index), kind)
+
+
+def _read_operation(name: str, args: Sequence[Expr]) -> Expr:
+    """An operation whose arguments come from a file, so that nothing is known of them."""
+    kinds = [arg.kind for arg in args]
+    if name in OPS and args:
+        takes = OPS[name].takes
+        fits = (
+            set(kinds) == {takes}
+            if takes is not None
+            else kinds[0] == "bool" and len(set(kinds[1:])) < 2
+        )
+        if not fits:
+            raise MalformedNodeError(f"mask operation {name!r} on {', '.join(kinds)}")
+        if name in ("floordiv", "mod") and args[-1] == Const(0):
+            raise MalformedNodeError(f"mask operation {name!r} divides by 0")
+    return rebuild(name, tuple(args))

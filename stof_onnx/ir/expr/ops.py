@@ -26,6 +26,7 @@ class OpInfo:
 
     Attributes:
         kind: of the result; None means "the kind of the last argument".
+        takes: kind of every argument; None means "a bool and two of one kind".
         numpy: evaluates it on broadcastable arrays.
         onnx: ONNX operator of the same meaning on tensors; "" where the emitter
             writes more than one operator.
@@ -34,6 +35,7 @@ class OpInfo:
     """
 
     kind: Kind | None
+    takes: Kind | None
     numpy: Callable[..., Array]
     onnx: str
     text: str = ""
@@ -52,24 +54,24 @@ def _fold(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
 
 OPS: dict[str, OpInfo] = {
     # integers
-    "add": OpInfo("int", _fold(np.add), "Add", infix=" + "),
-    "mul": OpInfo("int", _fold(np.multiply), "Mul", infix=" * "),
-    "floordiv": OpInfo("int", np.floor_divide, "", text="({} // {})"),
-    "mod": OpInfo("int", np.mod, "Mod", text="({} % {})"),
-    "abs": OpInfo("int", np.abs, "Abs", text="|{}|"),
-    "min": OpInfo("int", np.minimum, "Min", text="min({}, {})"),
-    "max": OpInfo("int", np.maximum, "Max", text="max({}, {})"),
+    "add": OpInfo("int", "int", _fold(np.add), "Add", infix=" + "),
+    "mul": OpInfo("int", "int", _fold(np.multiply), "Mul", infix=" * "),
+    "floordiv": OpInfo("int", "int", np.floor_divide, "", text="({} // {})"),
+    "mod": OpInfo("int", "int", np.mod, "Mod", text="({} % {})"),
+    "abs": OpInfo("int", "int", np.abs, "Abs", text="|{}|"),
+    "min": OpInfo("int", "int", np.minimum, "Min", text="min({}, {})"),
+    "max": OpInfo("int", "int", np.maximum, "Max", text="max({}, {})"),
     # predicates on one integer
-    "ge0": OpInfo("bool", lambda x: np.greater_equal(x, 0), "", text="{} >= 0"),
-    "eq0": OpInfo("bool", lambda x: np.equal(x, 0), "", text="{} == 0"),
+    "ge0": OpInfo("bool", "int", lambda x: np.greater_equal(x, 0), "", text="{} >= 0"),
+    "eq0": OpInfo("bool", "int", lambda x: np.equal(x, 0), "", text="{} == 0"),
     # booleans
-    "and": OpInfo("bool", _fold(np.logical_and), "And", infix=" and "),
-    "or": OpInfo("bool", _fold(np.logical_or), "Or", infix=" or "),
-    "not": OpInfo("bool", np.logical_not, "Not", text="not {}"),
+    "and": OpInfo("bool", "bool", _fold(np.logical_and), "And", infix=" and "),
+    "or": OpInfo("bool", "bool", _fold(np.logical_or), "Or", infix=" or "),
+    "not": OpInfo("bool", "bool", np.logical_not, "Not", text="not {}"),
     # any kind
-    "where": OpInfo(None, np.where, "Where", text="({1} if {0} else {2})"),
+    "where": OpInfo(None, None, np.where, "Where", text="({1} if {0} else {2})"),
     # floats
-    "fadd": OpInfo("float", np.add, "Add", text="({} + {})"),
-    "fmul": OpInfo("float", np.multiply, "Mul", text="({} * {})"),
-    "float": OpInfo("float", lambda x: np.asarray(x, np.float32), "", text="float({})"),
+    "fadd": OpInfo("float", "float", np.add, "Add", text="({} + {})"),
+    "fmul": OpInfo("float", "float", np.multiply, "Mul", text="({} * {})"),
+    "float": OpInfo("float", "int", lambda x: np.asarray(x, np.float32), "", text="float({})"),
 }

@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from stof_onnx.check.result import OutputResult, Tolerance
-from stof_onnx.check.session import Arrays, quiet_polygraphy
+from stof_onnx.accuracy.result import OutputResult, Tolerance
+from stof_onnx.accuracy.session import Arrays, quiet_polygraphy
 
 Array = np.ndarray[Any, Any]
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from stof_onnx.check.inputs import Feed
-from stof_onnx.check.result import Departure
-from stof_onnx.check.session import Arrays, RefusedError, open_session
-from stof_onnx.check.tolerance import Rules, judge
+from stof_onnx.accuracy.inputs import Feed
+from stof_onnx.accuracy.result import Departure
+from stof_onnx.accuracy.session import Arrays, RefusedError, open_session
+from stof_onnx.accuracy.tolerance import Rules, judge
 
 STOF_DOMAIN = "stof"
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from onnx import ModelProto
 
-from stof_onnx.check.domains import graph_inputs
+from stof_onnx.accuracy.domains import graph_inputs
 from stof_onnx.ir.errors import InputError
 
 Sizes = dict[str, int]

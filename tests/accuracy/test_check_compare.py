@@ -10,14 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stof_onnx.check import CheckResult, check
-from stof_onnx.check.precision import runnable
-from stof_onnx.check.result import FeedResult, OutputResult, Tolerance
-from stof_onnx.check.tolerance import Rules, distance, judge
+from stof_onnx.accuracy import CheckResult, check
+from stof_onnx.accuracy.precision import runnable
+from stof_onnx.accuracy.result import FeedResult, OutputResult, Tolerance
+from stof_onnx.accuracy.tolerance import Rules, distance, judge
 from stof_onnx.ir.errors import CheckFailedError, InputError
 
-# By name: the attribute `stof_onnx.check` is the function, not the package.
-compare = importlib.import_module("stof_onnx.check.compare")
+compare = importlib.import_module("stof_onnx.accuracy.compare")
 
 MODELS = Path(__file__).parents[1] / "models"
 FLOAT = TensorProto.FLOAT

@@ -1,8 +1,8 @@
 """Comparing an optimized model with its original, run by ONNX Runtime."""
 
-from stof_onnx.check.compare import check
-from stof_onnx.check.inputs import Feed, FeedPlan, generate_feeds, plan_feeds
-from stof_onnx.check.result import (
+from stof_onnx.accuracy.compare import check
+from stof_onnx.accuracy.inputs import Feed, FeedPlan, generate_feeds, plan_feeds
+from stof_onnx.accuracy.result import (
     CheckResult,
     Departure,
     FeedResult,

@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
-from stof_onnx.check.domains import InputDomain, graph_inputs, infer_domains
-from stof_onnx.check.precision import runnable
-from stof_onnx.check.session import Arrays, RefusedError, open_session
-from stof_onnx.check.shapes import Shapes, Sizes, Sizing, SymbolicShapes
+from stof_onnx.accuracy.domains import InputDomain, graph_inputs, infer_domains
+from stof_onnx.accuracy.precision import runnable
+from stof_onnx.accuracy.session import Arrays, RefusedError, open_session
+from stof_onnx.accuracy.shapes import Shapes, Sizes, Sizing, SymbolicShapes
 from stof_onnx.ir.errors import InputError
 
 Probe = Callable[[Arrays], object]
@@ -109,6 +109,7 @@ def plan_feeds(
     probe: Probe,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
+    lengths: Sequence[int] = (),
 ) -> FeedPlan:
     """Make inputs for a model at several shapes, with several kinds of padding.
 
@@ -121,6 +122,7 @@ def plan_feeds(
         input_shapes: shapes to use for some or all inputs; dimensions of the same
             name follow in the others.
         seed: of the random numbers; the same seed gives the same inputs.
+        lengths: further sequence lengths to use, for one row each.
 
     Raises:
         InputError: ``input_shapes`` doesn't fit the model, an input isn't a tensor of
@@ -130,7 +132,8 @@ def plan_feeds(
     symbolic = SymbolicShapes(model, input_shapes)
     notes: list[str] = []
     chosen: dict[tuple[tuple[str, int], ...], Shapes] = {}
-    for sizing in _SIZINGS if symbolic.free else _SIZINGS[:1]:
+    sizings = (*_SIZINGS, *(Sizing(1, length) for length in lengths))
+    for sizing in sizings if symbolic.free else _SIZINGS[:1]:
         sizes, shapes = _accepted(symbolic, sizing, maker, probe, notes)
         chosen.setdefault(tuple(sizes.items()), shapes)
     feeds = [

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from onnx import ModelProto
 
-from stof_onnx.check.domains import graph_inputs
-from stof_onnx.check.inputs import Feed, FeedPlan, plan_feeds
-from stof_onnx.check.locate import first_departure
-from stof_onnx.check.precision import computes_in_half, runnable
-from stof_onnx.check.result import CheckResult, FeedResult
-from stof_onnx.check.session import Arrays, RefusedError, Session, open_session
-from stof_onnx.check.tolerance import Rules, judge
+from stof_onnx.accuracy.domains import graph_inputs
+from stof_onnx.accuracy.inputs import Feed, FeedPlan, plan_feeds
+from stof_onnx.accuracy.lengths import telling_lengths
+from stof_onnx.accuracy.locate import first_departure
+from stof_onnx.accuracy.precision import computes_in_half, runnable
+from stof_onnx.accuracy.result import CheckResult, FeedResult
+from stof_onnx.accuracy.session import Arrays, RefusedError, Session, open_session
+from stof_onnx.accuracy.tolerance import Rules, judge
 from stof_onnx.ir.errors import CheckFailedError, InputError
 from stof_onnx.model_io import load_model
 from stof_onnx.progress import NullProgress, Progress
@@ -43,7 +44,7 @@ def check(
         original: the model that was optimized, or its path.
         optimized: what became of it, or its path.
         atol: absolute tolerance; by default scaled to each output, see
-            :mod:`stof_onnx.check.tolerance`.
+            :mod:`stof_onnx.accuracy.tolerance`.
         rtol: relative tolerance; by default from each output's type.
         input_shapes: shapes to use for some or all inputs, by name.
         progress: is told how far the work is.
@@ -68,7 +69,9 @@ def check(
     progress = progress or NullProgress()
     with contextlib.ExitStack() as stack:
         reference = stack.enter_context(_original_session(source))
-        plan = plan_feeds(source, reference.run, input_shapes, seed)
+        plan = plan_feeds(
+            source, reference.run, input_shapes, seed, lengths=telling_lengths(stof_model)
+        )
         candidate = stack.enter_context(_expanded_session(target))
         results = _run_all(source, reference, candidate, plan, rules=rules, progress=progress)
     departure = None

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stof_onnx.check.domains import InputDomain, infer_domains
-from stof_onnx.check.inputs import generate_feeds, plan_feeds
-from stof_onnx.check.session import open_session
-from stof_onnx.check.shapes import SymbolicShapes
+from stof_onnx.accuracy.domains import InputDomain, infer_domains
+from stof_onnx.accuracy.inputs import generate_feeds, plan_feeds
+from stof_onnx.accuracy.session import open_session
+from stof_onnx.accuracy.shapes import SymbolicShapes
 from stof_onnx.ir.errors import InputError
 
 MODELS = Path(__file__).parents[1] / "models"
