@@ -17,7 +17,18 @@ from typing import Any, Literal
 import numpy as np
 
 from stof_onnx.ir.errors import MalformedNodeError
-from stof_onnx.ir.expr import Const, Expr, Op, Var, evaluate, from_json, loads, to_json, to_text
+from stof_onnx.ir.expr import (
+    Const,
+    Expr,
+    Load,
+    Op,
+    Var,
+    evaluate,
+    from_json,
+    loads,
+    to_json,
+    to_text,
+)
 from stof_onnx.ir.expr.build import TRUE
 from stof_onnx.ir.expr.ops import Array
 
@@ -93,11 +104,11 @@ class MaskProgram:
                 original graph adds the fill.
 
         Returns:
-            "nan" or "zero" for an infinite fill, by ``nan_to_zero``; "mean" of all
-            values where the fill swallows every score; "softmax" of score + fill,
-            rounded to score_dtype, where it doesn't.
+            "nan" or "zero" for a fill that is infinite in score_dtype, by
+            ``nan_to_zero``; "mean" of all values where the fill swallows every score;
+            "softmax" of score + fill, rounded to score_dtype, where it doesn't.
         """
-        if math.isinf(self.fill):
+        if overflows(self.fill, score_dtype):
             return "zero" if self.nan_to_zero else "nan"
         if self.fill_mode == "replace" or swallows_scores(self.fill, score_dtype):
             return "mean"
@@ -149,7 +160,7 @@ class MaskProgram:
         try:
             data: dict[str, Any] = json.loads(text)
             version = data["version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MalformedNodeError("the mask attribute is not a mask program") from error
         if version != FORMAT_VERSION:
             raise MalformedNodeError(
@@ -166,7 +177,9 @@ class MaskProgram:
                 nan_to_zero=bool(data["nan_to_zero"]),
                 operands=tuple(_operand(entry) for entry in data["operands"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise MalformedNodeError(f"a mask program without {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
             raise MalformedNodeError(f"damaged mask program: {error}") from error
         program.validate()
         return program
@@ -183,14 +196,45 @@ class MaskProgram:
             raise MalformedNodeError(
                 f"mask fill {self.fill} with mode {self.fill_mode!r}", "a negative fill"
             )
-        ranks = {operand.name: operand.rank for operand in self.operands}
+        operands = {operand.name: operand for operand in self.operands}
+        if len(operands) != len(self.operands):
+            raise MalformedNodeError("a mask program with two operands of one name")
+        for operand in self.operands:
+            _check_form(operand)
         used = loads(self.keep) + (loads(self.bias) if self.bias is not None else [])
         for load in used:
-            if ranks.get(load.source) != len(load.index):
+            found = operands.get(load.source)
+            if found is None or found.rank != len(load.index):
                 raise MalformedNodeError(
                     f"mask program loads {load.source!r} with {len(load.index)} indices",
-                    f"one of its operands {ranks}",
+                    f"one of its operands { ({name: o.rank for name, o in operands.items()}) }",
                 )
+            if found.kind == "block_table":
+                _check_table_load(load, found)
+
+
+def _check_form(operand: Operand) -> None:
+    is_table = operand.kind == "block_table"
+    lengths = (operand.rank, len(operand.shape), len(operand.tile))
+    if lengths != (3, 3, 2) if is_table else lengths[1:] != (0, 0) or operand.rank < 0:
+        raise MalformedNodeError(
+            f"mask operand {operand.name!r} of kind {operand.kind} and rank {operand.rank} with "
+            f"shape {operand.shape} and tile {operand.tile}",
+            "rank 3, three sizes and a tile of two" if is_table else "a rank, no shape, no tile",
+        )
+
+
+def _check_table_load(load: Load, table: Operand) -> None:
+    if load.kind != "bool":
+        raise MalformedNodeError(
+            f"mask program loads block table {load.source!r} as {load.kind}", "bool"
+        )
+    group = load.index[0]
+    if isinstance(group, Const) and not 0 <= group.value < table.shape[0]:
+        raise MalformedNodeError(
+            f"mask program loads group {group.value} of block table {load.source!r}",
+            f"0 to {table.shape[0] - 1}",
+        )
 
 
 def _operand(entry: dict[str, Any]) -> Operand:
@@ -214,6 +258,18 @@ def swallows_scores(fill: float, score_dtype: str) -> bool:
     mantissa_bits = {"float32": 24, "bfloat16": 8, "float16": 11, "float64": 53}[score_dtype]
     spacing = 2.0 ** (math.floor(math.log2(-fill)) + 1 - mantissa_bits)
     return spacing / 2 > 2.0**24
+
+
+def overflows(fill: float, score_dtype: str) -> bool:
+    """Whether the fill is -inf when it is rounded to score_dtype."""
+    exponent, mantissa_bits = {
+        "float32": (128, 24),
+        "bfloat16": (128, 8),
+        "float16": (16, 11),
+        "float64": (1024, 53),
+    }[score_dtype]
+    # Numbers from halfway between the largest one and the next power of 2 on are infinite.
+    return math.isinf(fill) or -math.ldexp(fill, -exponent) >= 1 - 2.0 ** (-mantissa_bits - 1)
 
 
 def index_grid(sizes: Mapping[str, int]) -> dict[str, Array | int]:

@@ -76,9 +76,10 @@ class Builder:
 
     def scalar_like(self, value: float, dtype: str) -> str:
         """A float scalar of the named type (numpy has no bfloat16, so it is cast)."""
-        if dtype == "bfloat16":
-            return self.cast(self.const(value, np.float32), dtype)
-        return self.const(value, np.dtype(dtype))
+        with np.errstate(over="ignore"):  # a number beyond the type's range is infinite there
+            if dtype == "bfloat16":
+                return self.cast(self.const(value, np.float32), dtype)
+            return self.const(value, np.dtype(dtype))
 
     def cast(self, value: str, dtype: str) -> str:
         """Cast to a float type by name."""

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from stof_onnx.ir.expr import Const, Expr, Load, Op, Var
 from stof_onnx.ir.expr.ops import OPS, Array
-from stof_onnx.ir.mask.program import K_INDEX, Q_INDEX
+from stof_onnx.ir.mask.program import H_INDEX, K_INDEX, Q_INDEX
 from stof_onnx.ir.operators.builder import Builder
 
 _INDEX_AXES = {"b": 0, "h": 1, "q": 2, "k": 3}
@@ -117,11 +117,9 @@ class MaskEmitter:
         build = self._builder
         table = self._tables[load.source]
         group, row, column = load.index
-        if row == Q_INDEX and column == K_INDEX and isinstance(group, Const | Var):
-            value = build.const(table[None], np.bool_)
-            if isinstance(group, Const):
-                value = build.const(table[None, int(group.value) : int(group.value) + 1], np.bool_)
-            value = build.slice(value, 2, 0, self._sizes["Sq"])
+        if row == Q_INDEX and column == K_INDEX and (group == H_INDEX or isinstance(group, Const)):
+            chosen = table[[int(group.value)]] if isinstance(group, Const) else table
+            value = build.slice(build.const(chosen[None], np.bool_), 2, 0, self._sizes["Sq"])
             return build.slice(value, 3, 0, self._sizes["Sk"])
         return self._gather(build.const(table, np.bool_), load.index)
 

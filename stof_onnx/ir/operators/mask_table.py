@@ -65,14 +65,14 @@ class MaskTable:
                 size_axes=((flat[0], flat[1]), (flat[2], flat[3]), (flat[4], flat[5])),
                 tile=(tile[0], tile[1]),
             )
-            record._validate(len(flat))
+            record._validate(len(flat), len(tile))
         except KeyError as error:
             raise MalformedNodeError(f"node {node!r} lacks attribute {error}") from error
-        except (TypeError, ValueError, IndexError, MalformedNodeError) as error:
+        except (TypeError, ValueError, OverflowError, IndexError, MalformedNodeError) as error:
             raise MalformedNodeError(f"node {node!r}: {error}") from error
         return record
 
-    def _validate(self, size_numbers: int) -> None:
+    def _validate(self, size_numbers: int, tile_numbers: int) -> None:
         operands = self.mask.operands
         if any(operand.kind != "tensor" for operand in operands):
             raise MalformedNodeError("a constant table among the operands of a run-time table")
@@ -83,8 +83,10 @@ class MaskTable:
         for operand, axis in self.size_axes:
             if not 0 <= operand < len(operands) or not 0 <= axis < operands[operand].rank:
                 raise MalformedNodeError(f"size_axes {self.size_axes} beyond the operands")
-        if size_numbers != 6:
-            raise MalformedNodeError(f"size_axes of {size_numbers} numbers", "6")
+        if (size_numbers, tile_numbers) != (6, 2):
+            raise MalformedNodeError(
+                f"size_axes of {size_numbers} and a tile of {tile_numbers} numbers", "6 and 2"
+            )
 
     def expand(
         self,
@@ -99,6 +101,8 @@ class MaskTable:
             raise MalformedNodeError(
                 f"node {node!r} has {len(inputs)} inputs", str(len(self.mask.operands))
             )
+        if len(outputs) != 3:
+            raise MalformedNodeError(f"node {node!r} has {len(outputs)} outputs", "3")
         batch, queries, keys = (builder.dim(inputs[o], axis) for o, axis in self.size_axes)
         sizes = {
             "B": batch,

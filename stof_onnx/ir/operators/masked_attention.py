@@ -124,7 +124,7 @@ class MaskedAttention:
             record._validate()
         except KeyError as error:
             raise MalformedNodeError(f"node {node!r} lacks attribute {error}") from error
-        except (TypeError, ValueError, MalformedNodeError) as error:
+        except (TypeError, ValueError, OverflowError, MalformedNodeError) as error:
             raise MalformedNodeError(f"node {node!r}: {error}") from error
         return record
 
@@ -145,6 +145,8 @@ class MaskedAttention:
         for layout in (self.query, self.key, self.value):
             if layout.offset < 0 or (layout.order == "BSHD" and layout.head_stride < 1):
                 raise MalformedNodeError(f"layout {layout}", "offset >= 0 and head_stride >= 1")
+            if layout.order == "BHSD" and (layout.offset or layout.head_stride):
+                raise MalformedNodeError(f"layout {layout}", "offset and head_stride 0")
 
     def input_count(self) -> int:
         """How many inputs the node has."""
@@ -172,6 +174,8 @@ class MaskedAttention:
             raise MalformedNodeError(
                 f"node {node!r} has {len(inputs)} inputs", f"{self.input_count()}"
             )
+        if len(outputs) != 1:
+            raise MalformedNodeError(f"node {node!r} has {len(outputs)} outputs", "1")
         query, key, value = inputs[:3]
         queries, keys = (
             self._length(builder, query, self.query),
@@ -245,11 +249,13 @@ class MaskedAttention:
                 raise MalformedNodeError(
                     f"node {node!r}: block table input {missing[0]!r} is not an initializer"
                 )
-            table = BlockTable.from_arrays(
-                {a: constants[n] for a, n in zip(ARRAY_NAMES, names, strict=True)},
-                shape=operand.shape,
-                tile=operand.tile,
-            )
+            arrays = {a: constants[n] for a, n in zip(ARRAY_NAMES, names, strict=True)}
+            try:
+                table = BlockTable.from_arrays(arrays, shape=operand.shape, tile=operand.tile)
+            except MalformedNodeError as error:
+                raise MalformedNodeError(
+                    f"node {node!r}: block table {operand.name!r}: {error}"
+                ) from error
             tables[operand.name] = table.to_dense()
         return tensors, tables
 
@@ -292,9 +298,18 @@ def _repeat_heads(builder: Builder, tensor: str, groups: int) -> str:
 
 
 def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes as Python values, strings decoded."""
+    """A node's attributes as Python values, strings decoded.
+
+    Raises:
+        MalformedNodeError: for an attribute that has no value or isn't UTF-8 text.
+    """
     result: dict[str, Any] = {}
     for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        result[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        try:
+            value = onnx.helper.get_attribute_value(attribute)
+            result[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        except ValueError as error:
+            raise MalformedNodeError(
+                f"node {node.name!r}: attribute {attribute.name!r} can't be read: {error}"
+            ) from error
     return result
