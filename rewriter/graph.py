@@ -1,36 +1,161 @@
-"""Between ONNX and onnx-graphsurgeon: import, export and walking."""
+"""Between ONNX and onnx-graphsurgeon: reading a model, walking it, writing it back.
+
+Surgery happens on a gs.Graph. The result is written by editing a copy of the original
+model: nodes that weren't touched, their attributes, initializers, functions and
+metadata stay as they were, byte for byte, whatever types they have.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from stof_onnx.ir.errors import InputError
+
+# Its warnings are about graphs in the making, not about the user's model.
+G_LOGGER.severity = G_LOGGER.ERROR
 
 # gs.Node and gs.Tensor carry no type information.
 Node = Any
 Tensor = Any
 
+_DEFAULT_DOMAINS = (None, "", "ai.onnx")
+# Initializers up to this many bytes take part in type inference with their values.
+_SMALL = 1024
+_CONSTANT_DTYPES = {
+    "value_int": "int64",
+    "value_ints": "int64",
+    "value_float": "float32",
+    "value_floats": "float32",
+}
+# Constants of other types (strings, 4-bit and 8-bit floats) are nobody's shape or mask.
+_FOLDED_TYPES = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.INT64,
+        onnx.TensorProto.INT32,
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.UINT8,
+        onnx.TensorProto.BOOL,
+    }
+)
 
-def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """The model as a graph whose constants are all gs.Constant, in topological order.
 
-    The model is not changed; large initializers are shared, not copied.
+@dataclass
+class ImportedGraph:
+    """A model as a graph, with what is needed to write it back.
+
+    Attributes:
+        graph: its constants are gs.Constant, also those of Constant nodes; operators of
+            other domains than ONNX's have ops named "domain::Op", so that no rule for
+            an ONNX operator takes them for its own.
+        protos: each original graph node, by id, with its proto (and so kept alive: the id
+            of a node that is gone could be given to a new one).
+        folded: the original Constant node of each constant, by output name.
+        names: every name in use; new ones come from :meth:`fresh`.
     """
-    graph = gs.import_onnx(model)
+
+    graph: gs.Graph
+    protos: dict[int, tuple[Node, onnx.NodeProto]]
+    folded: dict[str, onnx.NodeProto]
+    names: set[str] = field(default_factory=set)
+
+    def fresh(self, name: str) -> str:
+        """A name that isn't in use, this one if possible; it is in use from then on."""
+        unique, count = name, 1
+        while unique in self.names:
+            count += 1
+            unique = f"{name}_{count}"
+        self.names.add(unique)
+        return unique
+
+
+def import_graph(model: onnx.ModelProto) -> ImportedGraph:
+    """Read a model, which is not changed; large initializers are shared, not copied.
+
+    Raises:
+        InputError: onnx-graphsurgeon can't read the model.
+    """
+    unnamed = _unnamed_attribute_tensors(model)
+    try:
+        graph = gs.import_onnx(model)
+    except Exception as error:  # graphsurgeon raises whatever its code stumbles over
+        raise InputError(
+            f"onnx-graphsurgeon can't read the model: {type(error).__name__}: {error}",
+            "tensors for inputs, outputs and initializers",
+        ) from error
+    finally:
+        for tensor in unnamed:
+            tensor.ClearField("name")
+    imported = ImportedGraph(
+        graph,
+        {
+            id(node): (node, proto)
+            for node, proto in zip(graph.nodes, model.graph.node, strict=True)
+        },
+        {},
+        _all_names(model.graph),
+    )
+    _free_overridable(graph, model)
     _apply_types(graph, _inferred_types(model))
-    for node in list(graph.nodes):
-        if node.op == "Constant" and node.domain in (None, "", "ai.onnx"):
+    for node in graph.nodes:
+        if node.domain not in _DEFAULT_DOMAINS:
+            node.op = f"{node.domain}::{node.op}"
+        elif node.op == "Constant" and _is_foldable(imported.protos[id(node)][1]):
+            imported.folded[node.outputs[0].name] = imported.protos[id(node)][1]
             _fold_constant_node(node)
     graph.nodes = [n for n in graph.nodes if n.op != "Constant" or n.outputs]
     _resolve_constant_identities(graph)
-    return graph.toposort()
+    graph.toposort()
+    return imported
 
 
-# Initializers up to this many bytes take part in type inference with their values.
-_SMALL = 1024
+def _unnamed_attribute_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Tensors in attributes that have no name: graphsurgeon sets one, in the caller's model."""
+    return [
+        attribute.t
+        for node in model.graph.node
+        for attribute in node.attribute
+        if attribute.HasField("t") and not attribute.t.HasField("name")
+    ]
+
+
+def _all_names(graph: onnx.GraphProto) -> set[str]:
+    names = {value.name for value in (*graph.input, *graph.output, *graph.value_info)}
+    names |= {tensor.name for tensor in graph.initializer}
+    names |= {sparse.values.name for sparse in graph.sparse_initializer}
+    for node in graph.node:
+        names |= {node.name, *node.input, *node.output}
+        for inner in subgraphs(node):
+            names |= _all_names(inner)
+    return names
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes (If, Loop, Scan)."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def _free_overridable(graph: gs.Graph, model: onnx.ModelProto) -> None:
+    """An initializer that is an input too is only a default: not a constant."""
+    declared = {value.name: value.type.tensor_type for value in model.graph.input}
+    tensors = graph.tensors()
+    for tensor in [tensors[name] for name in declared if name in tensors]:
+        if isinstance(tensor, gs.Constant):
+            dims = [d.dim_param or d.dim_value for d in declared[tensor.name].shape.dim]
+            tensor.to_variable(dtype=tensor.dtype, shape=dims)
 
 
 def _inferred_types(model: onnx.ModelProto) -> dict[str, int]:
@@ -55,7 +180,10 @@ def _inferred_types(model: onnx.ModelProto) -> dict[str, int]:
                 tensor.name, tensor.data_type, list(tensor.dims)
             )
             graph.input.append(info)
-    inferred = onnx.shape_inference.infer_shapes(light, strict_mode=False)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light, strict_mode=False)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return {}
     return {
         info.name: info.type.tensor_type.elem_type
         for info in inferred.graph.value_info
@@ -72,6 +200,13 @@ def _apply_types(graph: gs.Graph, types: dict[str, int]) -> None:
                 continue
 
 
+def _is_foldable(proto: onnx.NodeProto) -> bool:
+    (attribute,) = proto.attribute
+    if attribute.name == "value":
+        return attribute.t.data_type in _FOLDED_TYPES
+    return attribute.name in _CONSTANT_DTYPES
+
+
 def _fold_constant_node(node: Node) -> None:
     """Turn the output of a Constant node into a gs.Constant with its users kept."""
     (name, value), *_ = node.attrs.items()
@@ -81,42 +216,18 @@ def _fold_constant_node(node: Node) -> None:
     output.to_constant(values)
 
 
-_CONSTANT_DTYPES = {
-    "value_int": "int64",
-    "value_ints": "int64",
-    "value_float": "float32",
-    "value_floats": "float32",
-}
-
-
 def _resolve_constant_identities(graph: gs.Graph) -> None:
     """TorchScript shares equal weights through Identity nodes; read the weight itself."""
     for node in graph.nodes:
         if node.op != "Identity" or not isinstance(node.inputs[0], gs.Constant):
             continue
         output, source = node.outputs[0], node.inputs[0]
-        if output in graph.outputs:
+        if is_graph_output(graph, output):
             continue
         for user in list(output.outputs):
             for position, tensor in enumerate(user.inputs):
                 if tensor is output:
                     user.inputs[position] = source
-
-
-def export_model(graph: gs.Graph, original: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph as a model with the original's IR version, producer and metadata.
-
-    Nodes and tensors without users disappear.
-    """
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
-    model.ir_version = original.ir_version
-    model.producer_name = original.producer_name
-    model.producer_version = original.producer_version
-    model.model_version = original.model_version
-    del model.metadata_props[:]
-    model.metadata_props.extend(original.metadata_props)
-    return model
 
 
 def producer(tensor: Tensor) -> Node | None:
@@ -131,6 +242,23 @@ def consumers(graph: gs.Graph, tensor: Tensor) -> Iterator[Node]:
         if id(node) not in seen:
             seen.add(id(node))
             yield node
+
+
+def live_nodes(graph: gs.Graph) -> set[int]:
+    """Ids of the nodes that an output of the graph depends on."""
+    live: set[int] = set()
+    frontier = list(graph.outputs)
+    while frontier:
+        for node in frontier.pop().inputs:
+            if id(node) in live:
+                continue
+            live.add(id(node))
+            frontier += [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable)]
+            for value in node.attrs.values():
+                for inner in value if isinstance(value, list) else [value]:
+                    if isinstance(inner, gs.Graph):
+                        frontier += [t for t in inner.tensors().values() if not t.is_empty()]
+    return live
 
 
 def is_graph_output(graph: gs.Graph, tensor: Tensor) -> bool:

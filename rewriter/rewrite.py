@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from stof_onnx.ir.block_table import ARRAY_NAMES
+from stof_onnx.ir.errors import InputError
 from stof_onnx.ir.expr import Const, Expr, to_text
 from stof_onnx.ir.mask import classify
 from stof_onnx.ir.mask.classify import MaskKind
@@ -19,8 +21,14 @@ from stof_onnx.ir.mask.program import MaskProgram
 from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention
 from stof_onnx.ir.operators.registry import DOMAIN, PLUGIN_VERSION
 from stof_onnx.rewriter.attention.block import AttentionBlock, Refused
-from stof_onnx.rewriter.attention.match import is_attention_like, match_block, score_product
-from stof_onnx.rewriter.graph import Node, Tensor, export_model, import_graph
+from stof_onnx.rewriter.attention.match import (
+    is_attention_like,
+    match_block,
+    score_product,
+    score_symbols,
+)
+from stof_onnx.rewriter.export import export_model
+from stof_onnx.rewriter.graph import ImportedGraph, Node, Tensor, import_graph
 from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, OperandSource, lift, lift_dense
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
@@ -28,6 +36,11 @@ from stof_onnx.rewriter.passes.known_shapes import fold_known_shapes
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 Advance = Callable[[], None]
+
+# How a refusal starts that is a bug of ours; tests look for it.
+INTERNAL_ERROR = "stof-onnx failed on this block"
+_OLDEST_OPSET = 13
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class Rewrite:
 
 @dataclass
 class _Context:
-    graph: gs.Graph
+    imported: ImportedGraph
     sym: SymbolicGraph
     operands: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     proofs: dict[Any, str] = field(default_factory=dict)
@@ -91,8 +104,9 @@ class _Context:
 # Operators that are whole attention blocks; read by a later release.
 _WHOLE_BLOCKS = {
     "Attention": "the standard Attention operator",
-    "MultiHeadAttention": "ONNX Runtime's MultiHeadAttention",
-    "GroupQueryAttention": "ONNX Runtime's GroupQueryAttention",
+    "com.microsoft::Attention": "ONNX Runtime's Attention",
+    "com.microsoft::MultiHeadAttention": "ONNX Runtime's MultiHeadAttention",
+    "com.microsoft::GroupQueryAttention": "ONNX Runtime's GroupQueryAttention",
 }
 
 
@@ -122,12 +136,17 @@ def rewrite(
         on_found: called with the number of attention-like blocks.
         on_block: called after each of them.
     """
-    graph = import_graph(model)
+    _require_opset(model)
+    imported = import_graph(model)
+    graph = imported.graph
     sym = SymbolicGraph(graph)
-    fold_known_shapes(graph, sym)
+    # Where a dimension of the scores is 0 there is nothing to compute; knowing that it is
+    # not lets more shapes be decided.
+    sym = SymbolicGraph(graph, score_symbols(graph, sym))
+    fold_known_shapes(imported, sym)
     softmaxes = find_blocks(graph, sym)
     on_found(len(softmaxes))
-    context = _Context(graph, sym)
+    context = _Context(imported, sym)
     blocks: list[FusedBlock | RefusedBlock] = [*find_whole_blocks(graph)]
     for softmax in softmaxes:
         blocks.append(_fuse(context, softmax))
@@ -135,14 +154,23 @@ def rewrite(
     before = len(model.graph.node)
     if not any(isinstance(block, FusedBlock) for block in blocks):
         return Rewrite(model, tuple(blocks), before, before)
-    sink_head_transposes(graph, sym)
-    final = tuple(_as_written(graph, block) for block in blocks)
-    _declare_domain(graph)
-    rewritten = export_model(graph, model)
+    sink_head_transposes(imported, sym)
+    final = tuple(_as_written(block) for block in blocks)
+    rewritten = export_model(imported, model, [(DOMAIN, int(PLUGIN_VERSION))])
     return Rewrite(rewritten, final, before, len(rewritten.graph.node), _notes(final))
 
 
-def _as_written(graph: gs.Graph, block: FusedBlock | RefusedBlock) -> FusedBlock | RefusedBlock:
+def _require_opset(model: onnx.ModelProto) -> None:
+    versions = [e.version for e in model.opset_import if e.domain in ("", "ai.onnx")]
+    if versions and versions[0] < _OLDEST_OPSET:
+        raise InputError(
+            f"the model uses opset {versions[0]}",
+            f"opset {_OLDEST_OPSET} or newer",
+            "convert it with onnx.version_converter, or export it again",
+        )
+
+
+def _as_written(block: FusedBlock | RefusedBlock) -> FusedBlock | RefusedBlock:
     """The block with the attributes that the passes after the replacement left."""
     if isinstance(block, RefusedBlock):
         return block
@@ -152,20 +180,28 @@ def _as_written(graph: gs.Graph, block: FusedBlock | RefusedBlock) -> FusedBlock
 
 def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
     try:
-        block = match_block(context.graph, context.sym, softmax)
+        block = match_block(context.imported.graph, context.sym, softmax)
         lifted, proof = _lift_and_prove(context, block)
+        attributes = _attributes(block, lifted.program)
+        attributes.validate()
     except Refused as refusal:
         return _refused(context, softmax, str(refusal))
     except Unliftable as reason:
         return _refused(context, softmax, f"a shape is unknown: {reason}")
-    attributes = _attributes(block, lifted.program)
+    except Exception as error:  # a bug of ours must not cost the user the other blocks
+        _LOGGER.debug("reading %s failed", softmax.name, exc_info=True)
+        return _refused(
+            context,
+            softmax,
+            f"{INTERNAL_ERROR} ({type(error).__name__}: {error}); please report it",
+        )
     _replace(context, block, lifted, attributes)
     return FusedBlock(
         block=block,
         attributes=attributes,
         kind=classify(lifted.program),
         proof=proof,
-        assumptions=lifted.assumptions,
+        assumptions=(*block.assumptions, *lifted.assumptions),
         query_shape=_texts(context.sym.shape(block.query.tensor)),
         key_shape=_texts(context.sym.shape(block.key.tensor)),
     )
@@ -198,7 +234,7 @@ def _prove(context: _Context, block: AttentionBlock, lifted: LiftedMask) -> str:
     stages = tuple((s.mode, s.fill, id(s.tensor)) for s in block.chain.stages)
     key = (stages, block.dims, lifted.program.to_json())
     if key not in context.proofs:
-        context.proofs[key] = prove(context.graph, context.sym, block, lifted)
+        context.proofs[key] = prove(context.imported.graph, context.sym, block, lifted)
     return context.proofs[key]
 
 
@@ -216,6 +252,7 @@ def _attributes(block: AttentionBlock, program: MaskProgram) -> MaskedAttention:
         output_rank=block.output.rank,
         mask=program,
         score_dtype=block.chain.score_dtype,
+        dtype=block.dtype,
     )
 
 
@@ -230,7 +267,7 @@ def _replace(
     output.inputs.clear()
     node = gs.Node(
         op=OP_TYPE,
-        name=f"stof/{block.name}",
+        name=context.imported.fresh(f"stof/{block.name or block.output.tensor.name}"),
         attrs={
             **attributes.attributes(),
             "plugin_version": PLUGIN_VERSION,
@@ -243,7 +280,7 @@ def _replace(
     # ONNX's shape inference stops at a stof node, so the output's type is written down.
     output.dtype = block.query.tensor.dtype
     output.shape = [_declared(dim) for dim in context.sym.shape(output)]
-    context.graph.nodes.append(node)
+    context.imported.graph.nodes.append(node)
 
 
 def _declared(dim: Expr) -> int | str:
@@ -252,54 +289,51 @@ def _declared(dim: Expr) -> int | str:
 
 def _operand_tensors(context: _Context, source: OperandSource) -> list[Tensor]:
     if source.table is not None:
-        prefix = f"stof/table/{source.table.digest[:16]}"
+        table = source.table
+        prefix = f"stof/table/{table.digest[:16]}"
         return [
-            _constant(context, f"{prefix}/{name}", source.table.arrays()[name])
-            for name in ARRAY_NAMES
+            _constant(context, f"{prefix}/{name}", table.arrays()[name]) for name in ARRAY_NAMES
         ]
-    return [_run_time_operand(context, source)]
+    key = (source.tensor, source.kind)
+    if key not in context.operands:
+        context.operands[key] = _run_time_operand(context, source)
+    return [context.operands[key]]
 
 
 def _constant(context: _Context, name: str, values: Any) -> Tensor:
     key = (name, "constant")
     if key not in context.operands:
-        context.operands[key] = gs.Constant(name, np.ascontiguousarray(values))
+        unique = context.imported.fresh(name)
+        context.operands[key] = gs.Constant(unique, np.ascontiguousarray(values))
     return context.operands[key]
 
 
 def _run_time_operand(context: _Context, source: OperandSource) -> Tensor:
-    """Plugin tensors can't be BOOL: a boolean enters as INT8, an integer as INT32."""
-    key = (source.tensor, source.kind)
-    if key in context.operands:
-        return context.operands[key]
+    """Plugin tensors can't be BOOL: a boolean enters as INT8, an integer as INT32 or INT64."""
     tensor = context.sym.tensors[source.tensor]
     if isinstance(tensor, gs.Constant):
-        types = {"bool": np.int8, "int": np.int32, "float": np.float32}
-        return _constant(context, f"stof/{tensor.name}", tensor.values.astype(types[source.kind]))
+        values = tensor.values
+        if source.kind == "bool":
+            values = (values != 0).astype(np.int8)
+        elif source.kind == "int":
+            values = values.astype(np.int64)
+        return _constant(context, f"stof/{tensor.name}/{source.kind}", values)
     if source.kind == "bool":
         if tensor.dtype is None or np.dtype(tensor.dtype) != np.bool_:
-            tensor = _cast(context, tensor, TensorProto.BOOL, np.bool_, "bool")
-        tensor = _cast(context, tensor, TensorProto.INT8, np.int8, "int8")
-    elif source.kind == "int":
-        tensor = _cast(context, tensor, TensorProto.INT32, np.int32, "int32")
-    context.operands[key] = tensor
+            tensor = _cast(context, tensor, TensorProto.BOOL, np.bool_)
+        return _cast(context, tensor, TensorProto.INT8, np.int8)
+    if source.kind == "int" and tensor.dtype not in (np.int32, np.int64):
+        return _cast(context, tensor, TensorProto.INT64, np.int64)
     return tensor
 
 
-def _cast(context: _Context, tensor: Tensor, to: int, dtype: Any, suffix: str) -> Tensor:
-    name = f"stof/{tensor.name}/{suffix}"
+def _cast(context: _Context, tensor: Tensor, to: int, dtype: Any) -> Tensor:
+    name = context.imported.fresh(f"stof/{tensor.name}/{np.dtype(dtype).name}")
     output = gs.Variable(name, dtype, tensor.shape)
-    context.graph.nodes.append(
+    context.imported.graph.nodes.append(
         gs.Node("Cast", name=name, attrs={"to": to}, inputs=[tensor], outputs=[output])
     )
     return output
-
-
-def _declare_domain(graph: gs.Graph) -> None:
-    domains = list(graph.import_domains or [])
-    if not any(entry.domain == DOMAIN for entry in domains):
-        domains.append(onnx.helper.make_opsetid(DOMAIN, int(PLUGIN_VERSION)))
-    graph.import_domains = domains
 
 
 def _texts(dims: Iterable[Expr]) -> tuple[str, ...]:

@@ -99,7 +99,8 @@ def _needed(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.No
 
 def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input}
-    used |= {output.name for output in graph.output}
+    # An initializer that is an input as well is the input's default.
+    used |= {value.name for value in (*graph.input, *graph.output)}
     for node in graph.node:
         for attribute in node.attribute:
             for inner in [attribute.g, *attribute.graphs]:

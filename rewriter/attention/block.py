@@ -43,12 +43,14 @@ class ScoreChain:
 
     Attributes:
         scale: product of the scalar factors found so far.
+        is_scaled: whether there was any.
         stages: masks in the order in which the graph applies them.
-        score_dtype: float type in which the masks meet the scores.
+        score_dtype: float type in which the masks meet the scores; "" before the first.
         nodes: the nodes walked through.
     """
 
     scale: float = 1.0
+    is_scaled: bool = False
     stages: list[MaskStage] = field(default_factory=list)
     score_dtype: str = ""
     nodes: list[Node] = field(default_factory=list)
@@ -110,7 +112,9 @@ class AttentionBlock:
         chain: scale and masks.
         nan_to_zero: NaN probabilities become 0.
         head_dim, value_head_dim: sizes.
+        dtype: float type of query, key, value and output.
         nodes: how many nodes of the graph the block walked through.
+        assumptions: equalities of dimensions that the reading relies on.
     """
 
     name: str
@@ -125,4 +129,6 @@ class AttentionBlock:
     nan_to_zero: bool
     head_dim: int
     value_head_dim: int
+    dtype: str
     nodes: int
+    assumptions: tuple[str, ...] = ()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from stof_onnx.ir.expr import Const, Var
-from stof_onnx.rewriter.attention.block import Refused, ScoreChain
+from stof_onnx.ir.expr import Const
+from stof_onnx.ir.expr.build import integer
+from stof_onnx.rewriter.attention.block import MaskStage, Refused, ScoreChain
 from stof_onnx.rewriter.graph import Node, Tensor, producer
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
@@ -16,6 +18,7 @@ from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 # side of a binary operator from its mask side.
 _PASSED = {"Add", "Mul", "Div", "Where", "Cast", "Identity", "Sub"}
 _DEPTH = 10
+_SCORE_RANK = 4
 
 
 @dataclass
@@ -26,21 +29,38 @@ class ChainContext:
     chain: ScoreChain
 
     def scalar(self, tensor: Tensor) -> float | None:
-        """The value of a tensor all of whose elements are one known number."""
+        """The value of a tensor that is one known number, whatever its rank."""
         try:
             dims = self.sym.shape(tensor)
         except Unliftable:
             return None
-        index = tuple(Var(f"i{axis}", dim) for axis, dim in enumerate(dims))
-        value = self.sym.element(tensor, index)
+        # A longer tensor of equal numbers could enlarge the scores by broadcasting.
+        if len(dims) > _SCORE_RANK or any(dim != integer(1) for dim in dims):
+            return None
+        value = self.sym.element(tensor, (integer(0),) * len(dims))
         if isinstance(value, Const) and value.kind != "bool":
             return float(value.value)
         return None
 
+    def factor(self, node: Node, position: int) -> float | None:
+        """The factor that input ``position`` of a Mul or Div is; None if it is no usable one."""
+        value = self.scalar(node.inputs[position])
+        if value is None or value == 0.0 or not math.isfinite(value):
+            return None
+        return value if node.op == "Mul" else 1.0 / value
+
     def require_unscaled(self, node: Node) -> None:
         """Refuse a mask below which the walk has already met a factor."""
-        if self.chain.scale != 1.0:
+        if self.chain.is_scaled:
             raise Refused(node, "the scores are scaled after they were masked here")
+
+    def record(self, stage: MaskStage) -> None:
+        """Add a mask above the ones found so far; all must meet the scores in one type."""
+        dtype = float_type(stage.node.outputs[0])
+        if self.chain.stages and dtype != self.chain.score_dtype:
+            raise Refused(stage.node, "the masks meet the scores in different types")
+        self.chain.score_dtype = dtype
+        self.chain.stages.insert(0, stage)
 
     def reaches_product(self, tensor: Tensor, depth: int = _DEPTH) -> bool:
         """Whether a tensor is a product of two run-time tensors, scaled and masked."""

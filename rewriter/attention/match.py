@@ -6,7 +6,7 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from stof_onnx.ir.expr import Const, Expr, Var
+from stof_onnx.ir.expr import Const, Expr, Var, to_text
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.ir.operators.masked_attention import TensorLayout
 from stof_onnx.rewriter.attention.block import (
@@ -17,8 +17,8 @@ from stof_onnx.rewriter.attention.block import (
     ScoreIndex,
 )
 from stof_onnx.rewriter.attention.context import ChainContext, float_type
-from stof_onnx.rewriter.attention.operands import read_operand
-from stof_onnx.rewriter.attention.outputs import find_output
+from stof_onnx.rewriter.attention.operands import Sizes, read_operand
+from stof_onnx.rewriter.attention.outputs import find_output, shapes_die
 from stof_onnx.rewriter.attention.score_steps import SCORE_STEPS
 from stof_onnx.rewriter.attention.weight_steps import WEIGHT_STEPS
 from stof_onnx.rewriter.graph import Node, Tensor, consumers, is_graph_output, producer
@@ -26,6 +26,8 @@ from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 from stof_onnx.rewriter.symbolic.indexing import broadcast_index
 
 Role = Literal["query", "key", "value"]
+
+_TYPES = ("float32", "float16", "bfloat16")
 
 
 def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> bool:
@@ -40,6 +42,19 @@ def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> boo
             return True
         frontier = [output for user in users for output in user.outputs]
     return False
+
+
+def score_symbols(graph: gs.Graph, sym: SymbolicGraph) -> frozenset[str]:
+    """Names of the dimensions that are a whole dimension of some block's scores."""
+    names = set()
+    for node in graph.nodes:
+        product = score_product(sym, node) if node.op == "Softmax" else None
+        try:
+            dims = sym.shape(product.outputs[0]) if product is not None else ()
+        except Unliftable:
+            continue
+        names |= {dim.name for dim in dims if isinstance(dim, Var)}
+    return frozenset(names)
 
 
 def score_product(sym: SymbolicGraph, softmax: Node) -> Node | None:
@@ -60,10 +75,10 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     Raises:
         Refused: naming the node that doesn't fit and why.
     """
-    dims = _score_dims(sym, softmax)
-    chain = ScoreChain(score_dtype=float_type(softmax.inputs[0]))
+    chain = ScoreChain()
     context = ChainContext(sym, chain)
     product = _walk_scores(graph, context, softmax)
+    dims, assumptions = _score_dims(sym, softmax, product)
     weights, guarded, weight_nodes = _walk_weights(graph, sym, softmax)
     value_product = _value_product(graph, weights)
     index = ScoreIndex(*(_index(n, dim) for n, dim in zip("bhqk", dims, strict=True)))
@@ -71,15 +86,21 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     head_dim = _size(sym, product, product.inputs[0], -1)
     value_dim = _size(sym, value_product, value_product.inputs[1], -1)
     reads = [
-        _read(context, index, "query", product, head_dim),
-        _read(context, index, "key", product, head_dim),
-        _read(context, index, "value", value_product, value_dim),
+        _read(context, (index, dims), "query", product, head_dim),
+        _read(context, (index, dims), "key", product, head_dim),
+        _read(context, (index, dims), "value", value_product, value_dim),
     ]
     query, key, value = (read for read, _ in reads)
     _check_heads(product, query, key, value, heads)
     output = find_output(graph, sym, value_product.outputs[0], index, (heads, value_dim))
-    walked = [softmax, value_product, *chain.nodes, *weight_nodes, *output.nodes]
-    walked += [node for _, nodes in reads for node in nodes]
+    dtype = _common_type(product, [query.tensor, key.tensor, value.tensor, output.tensor])
+    inner = [softmax, value_product, *chain.nodes, *weight_nodes]
+    if not shapes_die(graph, [*inner, *output.nodes], output.tensor):
+        raise Refused(softmax, "the shape of the scores or weights is needed elsewhere")
+    walked = [*inner, *output.nodes, *(node for _, nodes in reads for node in nodes)]
+    chain.score_dtype = chain.score_dtype or dtype
+    if chain.score_dtype not in _TYPES:
+        raise Refused(softmax, f"masks meet the scores as {chain.score_dtype or 'unknown type'}")
     return AttentionBlock(
         name=softmax.name,
         softmax=softmax,
@@ -93,24 +114,49 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
         nan_to_zero=guarded,
         head_dim=head_dim,
         value_head_dim=value_dim,
+        dtype=dtype,
         nodes=len({id(node) for node in walked}),
+        assumptions=assumptions,
     )
+
+
+def _common_type(product: Node, tensors: list[Tensor]) -> str:
+    types = {float_type(tensor) for tensor in tensors}
+    if len(types) != 1 or not types <= set(_TYPES):
+        found = ", ".join(sorted(t or "unknown" for t in types))
+        raise Refused(product, f"query, key, value and output have types {found}")
+    return types.pop()
 
 
 def _index(name: str, dim: Expr) -> Expr:
     return integer(0) if dim == integer(1) else Var(name, dim)
 
 
-def _score_dims(sym: SymbolicGraph, softmax: Node) -> tuple[Expr, Expr, Expr, Expr]:
+def _score_dims(
+    sym: SymbolicGraph, softmax: Node, product: Node
+) -> tuple[tuple[Expr, Expr, Expr, Expr], tuple[str, ...]]:
+    """(B, H, Sq, Sk) of the score product, and equalities taken for granted.
+
+    A mask may not enlarge the scores; where it brings a dimension of another name, the
+    two are taken to be equal.
+    """
     try:
-        dims = sym.shape(softmax.inputs[0])
+        dims, masked = sym.shape(product.outputs[0]), sym.shape(softmax.inputs[0])
     except Unliftable as reason:
         raise Refused(softmax, f"the shape of the scores is unknown: {reason}") from reason
-    if len(dims) != 4:
-        raise Refused(softmax, f"scores have rank {len(dims)}; only [B, H, Sq, Sk] is supported")
-    if softmax.attrs.get("axis", -1) not in (-1, len(dims) - 1):
+    if len(dims) != 4 or len(masked) != 4:
+        rank = max(len(dims), len(masked))
+        raise Refused(softmax, f"scores have rank {rank}; only [B, H, Sq, Sk] is supported")
+    if softmax.attrs.get("axis", -1) not in (-1, 3):
         raise Refused(softmax, f"softmax over axis {softmax.attrs['axis']}, not over the keys")
-    return (dims[0], dims[1], dims[2], dims[3])
+    assumed = []
+    for own, other in zip(dims, masked, strict=True):
+        if own == other:
+            continue
+        if isinstance(other, Const) or isinstance(own, Const):
+            raise Refused(softmax, f"the mask makes {to_text(own)} of the scores {to_text(other)}")
+        assumed.append(f"dimensions {to_text(own)!r} and {to_text(other)!r} are taken to be equal")
+    return (dims[0], dims[1], dims[2], dims[3]), tuple(assumed)
 
 
 def _heads(softmax: Node, dims: tuple[Expr, ...]) -> int:
@@ -169,6 +215,9 @@ def _walk_weights(
                 break
         else:
             return tensor, guarded, walked
+        for output in (output for node in found.nodes for output in node.outputs):
+            if output is not found.tensor and is_graph_output(graph, output):
+                raise Refused(softmax, f"{output.name!r} below it is an output of the model")
         tensor, guarded = found.tensor, guarded or found.nan_to_zero
         walked += found.nodes
 
@@ -185,25 +234,29 @@ def _value_product(graph: gs.Graph, weights: Tensor) -> Node:
 
 
 def _read(
-    context: ChainContext, index: ScoreIndex, role: Role, product: Node, dim: int
+    context: ChainContext,
+    scores: tuple[ScoreIndex, tuple[Expr, Expr, Expr, Expr]],
+    role: Role,
+    product: Node,
+    dim: int,
 ) -> tuple[OperandRead, list[Node]]:
     """How an operand of the score product (query, key) or of the other (value) is read."""
+    index, dims = scores
     tensor = product.inputs[0 if role == "query" else 1]
     channel = Var("d", integer(dim)) if dim > 1 else integer(0)
     token = index.q if role == "query" else index.k
     matrix = (channel, token) if role == "key" else (token, channel)
     try:
-        dims = context.sym.shape(tensor)
+        shape = context.sym.shape(tensor)
     except Unliftable as reason:
         raise Refused(product, f"the shape of {role} is unknown: {reason}") from reason
-    heads = context.sym.shape(product.outputs[0])[1]
-    assert isinstance(heads, Const)
+    sizes = Sizes(dims[0], _heads(product, dims), dims[2 if role == "query" else 3], dim)
     read, nodes = read_operand(
         context,
         tensor,
-        broadcast_index((index.b, index.h, *matrix), dims),
+        broadcast_index((index.b, index.h, *matrix), shape),
         (index.b, index.h, token, channel),
-        int(heads.value),
+        sizes,
     )
     if read is None:
         raise Refused(product, f"the layout of {role} ({tensor.name!r}) can't be read")

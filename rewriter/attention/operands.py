@@ -8,6 +8,8 @@ lies between.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from stof_onnx.ir.expr import Const, Expr, Poly
 from stof_onnx.ir.expr.build import floordiv, integer
 from stof_onnx.ir.operators.masked_attention import TensorLayout
@@ -21,12 +23,29 @@ from stof_onnx.rewriter.symbolic.registry import Index, Shape, Unliftable
 Variables = tuple[Expr, Expr, Expr, Expr]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What the variables of an operand run over.
+
+    Attributes:
+        batch: B.
+        heads: query heads H.
+        tokens: Sq or Sk.
+        channels: head dim.
+    """
+
+    batch: Expr
+    heads: int
+    tokens: Expr
+    channels: int
+
+
 def read_operand(
     context: ChainContext,
     tensor: Tensor,
     index: Index,
     variables: Variables,
-    heads: int,
+    sizes: Sizes,
 ) -> tuple[OperandRead | None, list[Node]]:
     """Follow an operand back as far as its layout stays readable.
 
@@ -35,7 +54,7 @@ def read_operand(
         tensor: the operand of the product.
         index: its index, written with the variables.
         variables: b, h, s and d.
-        heads: query heads H.
+        sizes: what these run over.
 
     Returns:
         The deepest readable tensor (None if there is none) and the nodes above it that
@@ -46,7 +65,7 @@ def read_operand(
     best_walked: list[Node] = []
     scale = 1.0
     while True:
-        found = _layout(context, tensor, index, variables, heads)
+        found = _layout(context, tensor, index, variables, sizes)
         if found is not None:
             best = OperandRead(tensor, found[0], found[1], scale)
             best_walked = list(walked)
@@ -70,63 +89,65 @@ def _scaled(context: ChainContext, node: Node, index: Index) -> tuple[Tensor, In
     if node.op not in ("Mul", "Div"):
         return None
     for position in (1, 0) if node.op == "Mul" else (1,):
-        factor = context.scalar(node.inputs[position])
+        factor = context.factor(node, position)
         source = node.inputs[1 - position]
-        if factor is None or factor == 0.0:
+        if factor is None:
             continue
         dims = context.sym.shape(source)
         if len(dims) != len(index):
             return None
-        return (
-            source,
-            broadcast_index(index, dims),
-            factor if node.op == "Mul" else 1.0 / factor,
-        )
+        return source, broadcast_index(index, dims), factor
     return None
 
 
 def _layout(
-    context: ChainContext,
-    tensor: Tensor,
-    index: Index,
-    variables: Variables,
-    heads: int,
+    context: ChainContext, tensor: Tensor, index: Index, variables: Variables, sizes: Sizes
 ) -> tuple[TensorLayout, int] | None:
-    """(layout, number of heads in the tensor) if the index is one of the layouts."""
+    """(layout, number of heads in the tensor) if the index is one of the layouts.
+
+    The tensor must hold exactly the batches and tokens that are read: an index alone
+    doesn't show that a Slice cut something off.
+    """
     try:
         dims = context.sym.shape(tensor)
     except Unliftable:
         return None
-    return _match_bhsd(dims, index, variables, heads) or _match_bshd(dims, index, variables, heads)
+    if len(dims) != len(index) or not dims or dims[0] != sizes.batch:
+        return None
+    return _match_bhsd(dims, index, variables, sizes) or _match_bshd(dims, index, variables, sizes)
 
 
 def _match_bhsd(
-    dims: Shape, index: Index, variables: Variables, heads: int
+    dims: Shape, index: Index, variables: Variables, sizes: Sizes
 ) -> tuple[TensorLayout, int] | None:
     batch, head, token, channel = variables
     if len(dims) != 4 or (index[0], index[2], index[3]) != (batch, token, channel):
         return None
-    if not isinstance(dims[1], Const) or not isinstance(dims[3], Const):
+    if (dims[2], dims[3]) != (sizes.tokens, integer(sizes.channels)):
+        return None
+    if not isinstance(dims[1], Const):
         return None
     held = int(dims[1].value)
-    if held == 0 or heads % held or index[1] != floordiv(head, integer(heads // held)):
+    if held == 0 or sizes.heads % held:
+        return None
+    if index[1] != floordiv(head, integer(sizes.heads // held)):
         return None
     return TensorLayout("BHSD"), held
 
 
 def _match_bshd(
-    dims: Shape, index: Index, variables: Variables, heads: int
+    dims: Shape, index: Index, variables: Variables, sizes: Sizes
 ) -> tuple[TensorLayout, int] | None:
     batch, head, token, channel = variables
-    if len(dims) < 3 or (index[0], index[1]) != (batch, token):
+    if len(dims) < 3 or (index[0], index[1]) != (batch, token) or dims[1] != sizes.tokens:
         return None
     row: Poly = Poly.const(0)
     for dim, i in zip(dims[2:], index[2:], strict=True):
         if not isinstance(dim, Const):
             return None
         row = row * Poly.of(dim) + Poly.of(i)
-    for held in _divisors(heads):
-        layout = _match_row(row, floordiv(head, integer(heads // held)), channel)
+    for held in _divisors(sizes.heads):
+        layout = _match_row(row, floordiv(head, integer(sizes.heads // held)), channel)
         if layout is not None:
             return layout, held
     return None

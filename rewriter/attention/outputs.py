@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_graphsurgeon as gs
 
 from stof_onnx.ir.expr import Var
@@ -56,8 +58,11 @@ def find_output(
             break
         walked.append(user)
         tensor = user.outputs[0]
+        # The shape of the last tensor stays available: the stof node makes that tensor.
+        if not shapes_die(graph, [*product.inputs, *walked], tensor):
+            continue
         for at, wanted in layouts:
-            if _reads(sym, tensor, at, product) == wanted and _shapes_die(graph, walked):
+            if _reads(sym, tensor, at, product) == wanted:
                 best = OutputWrite(tensor, "BSHD", len(at), tuple(walked))
     return best
 
@@ -72,14 +77,19 @@ def _only_view(graph: gs.Graph, tensor: Tensor, walked: list[Node]) -> Node | No
     return users[0]
 
 
-def _shapes_die(graph: gs.Graph, walked: list[Node]) -> bool:
-    """Whether the shapes read on the way serve only the views that disappear.
+def shapes_die(graph: gs.Graph, walked: Sequence[Node], kept: Tensor) -> bool:
+    """Whether the shapes of the nodes' outputs, ``kept`` excepted, serve only these nodes.
 
     Were one of them needed elsewhere, the original product would have to stay.
     """
     gone = {id(node) for node in walked}
     frontier = [
-        user for node in walked for user in consumers(graph, node.inputs[0]) if user.op == "Shape"
+        user
+        for node in walked
+        for output in node.outputs
+        if output is not kept
+        for user in consumers(graph, output)
+        if user.op == "Shape"
     ]
     seen: set[int] = set()
     while frontier:

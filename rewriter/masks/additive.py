@@ -13,7 +13,7 @@ from stof_onnx.ir.expr.build import FALSE, TRUE, where
 
 # Largest magnitude of a score, by its float type, that the reading relies on: a fill
 # this far below it leaves a probability of exactly 0 (docs/operators.md, "Score bound").
-SCORE_BOUND = {"float32": 2.0**24, "bfloat16": 2.0**24, "float64": 2.0**24, "float16": 2.0**14}
+SCORE_BOUND = {"float32": 2.0**24, "bfloat16": 2.0**24, "float16": 2.0**14}
 _UNDERFLOW = 110.0
 
 

@@ -7,6 +7,7 @@ tables.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,6 +169,9 @@ def _combined_fill(read: Sequence[_StageRead], score_dtype: str) -> tuple[float,
         # A pair hidden twice would hold twice the number: a row without keys is then an
         # average over the pairs hidden once, which no single fill reproduces.
         raise NotLiftable("two masks are added one after the other")
+    if any(stage.bias is not None for stage in read) and not swallows_scores(fill, score_dtype):
+        # A hidden pair has no bias in the graph; the program would add it to the fill.
+        raise NotLiftable("a bias beside a fill that does not swallow it")
     swallowed = all(s.stage.mode != "add" or swallows_scores(fill, score_dtype) for s in masking)
     if len(masking) > 1 and not swallowed:
         raise NotLiftable("two masks in a row whose fill does not swallow the score")
@@ -210,7 +214,7 @@ def _bind(
     sym: SymbolicGraph, keep: Expr, bias: Expr | None
 ) -> tuple[Expr, Expr | None, tuple[OperandSource, ...]]:
     """Make each load an operand and rewrite the loads accordingly."""
-    sources: dict[tuple[str, Kind], OperandSource] = {}
+    operands = _Operands()
     keep = _truth_of_integers(keep)
 
     def replace(node: Expr) -> Expr | None:
@@ -220,15 +224,39 @@ def _bind(
             source, index = _bind_table(sym, node)
         else:
             source, index = _bind_tensor(node), node.index
-        key = (source.operand.name, node.kind)
-        known = sources.setdefault(key, source)
-        if known.operand != source.operand:
-            raise NotLiftable(f"constant {node.source!r} is read in two ways")
-        return Load(source.operand.name, index, node.kind)
+        return Load(operands.add(source), index, node.kind)
 
     keep = substitute(keep, replace)
     bias = None if bias is None else substitute(bias, replace)
-    return keep, bias, tuple(sources.values())
+    return keep, bias, operands.sources
+
+
+class _Operands:
+    """Operands by name; one tensor that is loaded in two ways has two names."""
+
+    def __init__(self) -> None:
+        self._sources: list[OperandSource] = []
+
+    @property
+    def sources(self) -> tuple[OperandSource, ...]:
+        return tuple(self._sources)
+
+    def add(self, source: OperandSource) -> str:
+        """The name under which the program loads this source."""
+        taken = set()
+        for known in self._sources:
+            taken.add(known.operand.name)
+            if dataclasses.replace(known, operand=source.operand) == source and (
+                dataclasses.replace(known.operand, name="")
+                == dataclasses.replace(source.operand, name="")
+            ):
+                return known.operand.name
+        name = source.operand.name
+        while name in taken:
+            name += "'"
+        operand = dataclasses.replace(source.operand, name=name)
+        self._sources.append(dataclasses.replace(source, operand=operand))
+        return name
 
 
 def _truth_of_integers(keep: Expr) -> Expr:
@@ -264,14 +292,12 @@ def _bind_table(sym: SymbolicGraph, load: Load) -> tuple[OperandSource, tuple[Ex
     fixed = tuple(int(i.value) if isinstance(i, Const) else slice(None) for i in load.index)
     free = [i for i in load.index if not isinstance(i, Const)]
     dense = array[fixed]
-    if len(free) == 2:
+    if len(free) == 2 and not {"b", "h"} & (variables(free[0]) | variables(free[1])):
         dense, index = dense[None], (integer(0), *free)
-    elif len(free) == 3:
+    elif len(free) == 3 and free[0] == VARIABLES["h"]:
         index = tuple(free)
     else:
-        raise NotLiftable(f"constant {load.source!r} is read with {len(free)} varying indices")
-    if "h" in variables(index[0]) and len(free) == 2:
-        raise NotLiftable(f"constant {load.source!r} is read by head and one position")
+        raise NotLiftable(f"constant {load.source!r} varies with more than head, query and key")
     table = BlockTable.from_dense(np.ascontiguousarray(dense), DEFAULT_TILE)
     operand = Operand(load.source, "block_table", 3, table.shape, table.tile)
     return OperandSource(operand, "", "bool", table), tuple(index)
@@ -287,12 +313,12 @@ def lift_dense(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
     bias: Expr | None = None
     fill: float | None = None
     names = _dimension_names(block)
-    sources: list[OperandSource] = []
+    operands = _Operands()
     for stage in block.chain.stages:
         index = broadcast_index(block.index.all, sym.shape(stage.tensor))
         kind: Kind = "float" if stage.mode == "add" else "bool"
         load = Load(stage.tensor.name, tuple(_rename(i, names) for i in index), kind)
-        sources.append(_bind_tensor(load))
+        load = Load(operands.add(_bind_tensor(load)), load.index, kind)
         if stage.mode == "add":
             if fill is not None and not math.isinf(fill):
                 raise Refused(stage.node, "a mask is added after the scores were overwritten")
@@ -309,6 +335,6 @@ def lift_dense(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
         bias=bias,
         fill=-math.inf if fill is None else fill,
         nan_to_zero=block.nan_to_zero,
-        operands=tuple(source.operand for source in sources),
+        operands=tuple(source.operand for source in operands.sources),
     )
-    return LiftedMask(program, tuple(sources))
+    return LiftedMask(program, operands.sources)

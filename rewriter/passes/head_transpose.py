@@ -19,14 +19,21 @@ import onnx_graphsurgeon as gs
 
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.ir.operators.masked_attention import OP_TYPE
-from stof_onnx.rewriter.graph import Node, Tensor, producer
+from stof_onnx.rewriter.graph import (
+    ImportedGraph,
+    Node,
+    Tensor,
+    is_graph_output,
+    live_nodes,
+    producer,
+)
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 _PERM = [0, 2, 1, 3]
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Neg", "Cast", "Identity"}
 
 
-def sink_head_transposes(graph: gs.Graph, sym: SymbolicGraph) -> int:
+def sink_head_transposes(imported: ImportedGraph, sym: SymbolicGraph) -> int:
     """Rewrite every operand for which it removes a transpose.
 
     Needs: ``sym`` made of the graph before stof nodes were put in. Ensures: values are
@@ -35,16 +42,20 @@ def sink_head_transposes(graph: gs.Graph, sym: SymbolicGraph) -> int:
     Returns:
         How many operands were moved.
     """
-    mover = _Mover(graph, sym)
+    mover = _Mover(imported, sym)
+    live = live_nodes(imported.graph)
     moved = 0
-    for node in [node for node in graph.nodes if node.op == OP_TYPE]:
+    for node in [node for node in imported.graph.nodes if node.op == OP_TYPE]:
         for position, name in enumerate(("query", "key", "value")):
             if node.attrs[f"{name}_layout"] != "BHSD":
                 continue
-            tensor = mover.moved(node.inputs[position])
-            heads = "num_heads" if name == "query" else "kv_num_heads"
+            operand = node.inputs[position]
+            users = [user for user in operand.outputs if user is not node and id(user) in live]
+            if users or is_graph_output(imported.graph, operand):
+                continue  # it stays for its other users; a twin would be work done twice
+            tensor = mover.moved(operand)
             dim = "value_head_dim" if name == "value" else "head_dim"
-            if tensor is None or node.attrs[heads] < 1:
+            if tensor is None:
                 continue
             node.inputs[position] = tensor
             node.attrs[f"{name}_layout"] = "BSHD"
@@ -58,7 +69,7 @@ def sink_head_transposes(graph: gs.Graph, sym: SymbolicGraph) -> int:
 class _Mover:
     """Builds the [B, S, H, D] twin of [B, H, S, D] tensors, sharing what it built."""
 
-    graph: gs.Graph
+    imported: ImportedGraph
     sym: SymbolicGraph
     twins: dict[int, Tensor | None] = field(default_factory=dict)
     swapped: dict[int, Tensor] = field(default_factory=dict)
@@ -75,7 +86,7 @@ class _Mover:
                 node.inputs.clear()
                 node.outputs.clear()
             return None
-        self.graph.nodes.extend(self.new_nodes)
+        self.imported.graph.nodes.extend(self.new_nodes)
         return twin
 
     def _twin(self, tensor: Tensor) -> Tensor | None:
@@ -122,10 +133,10 @@ class _Mover:
 
     def _swap_middle_axes(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, gs.Constant):
-            return gs.Constant(f"{tensor.name}/bshd", np.transpose(tensor.values, _PERM))
+            return gs.Constant(self._name(tensor), np.transpose(tensor.values, _PERM))
         source = producer(tensor)
         if source is not None and source.op == "Unsqueeze" and _axes(source) == [1]:
-            axes = gs.Constant(f"{tensor.name}/bshd/axes", np.asarray([2], np.int64))
+            axes = gs.Constant(self._name(tensor, "axes"), np.asarray([2], np.int64))
             return self._node("Unsqueeze", [source.inputs[0], axes], tensor, {})
         return self._node("Transpose", [tensor], tensor, {"perm": _PERM})
 
@@ -136,10 +147,8 @@ class _Mover:
         attributes = dict(node.attrs)
         if node.op in ("Concat", "Split"):
             attributes["axis"] = 3
-        outputs = [gs.Variable(f"{output.name}/bshd", output.dtype) for output in node.outputs]
-        twin = gs.Node(
-            node.op, f"{node.name}/bshd", attrs=attributes, inputs=known, outputs=outputs
-        )
+        outputs = [gs.Variable(self._name(output), output.dtype) for output in node.outputs]
+        twin = gs.Node(node.op, outputs[0].name, attrs=attributes, inputs=known, outputs=outputs)
         self.new_nodes.append(twin)
         for old, new in zip(node.outputs, outputs, strict=True):
             self.twins[id(old)] = new
@@ -148,11 +157,14 @@ class _Mover:
     def _node(
         self, op_type: str, inputs: list[Tensor], tensor: Tensor, attributes: dict[str, object]
     ) -> Tensor:
-        output = gs.Variable(f"{tensor.name}/bshd", tensor.dtype)
+        output = gs.Variable(self._name(tensor), tensor.dtype)
         self.new_nodes.append(
             gs.Node(op_type, output.name, attrs=attributes, inputs=inputs, outputs=[output])
         )
         return output
+
+    def _name(self, tensor: Tensor, suffix: str = "") -> str:
+        return self.imported.fresh(f"{tensor.name}/bshd{suffix}")
 
     def _on_last_axis(self, node: Node) -> bool:
         if node.op in ("Concat", "Split"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from stof_onnx.rewriter.graph import Node
+from stof_onnx.rewriter.graph import ImportedGraph, Node
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 # Inputs that are shapes, bounds, axes or sizes, by operator.
@@ -27,7 +27,7 @@ _ARGUMENTS = {
 }
 
 
-def fold_known_shapes(graph: gs.Graph, sym: SymbolicGraph) -> int:
+def fold_known_shapes(imported: ImportedGraph, sym: SymbolicGraph) -> int:
     """Replace each known argument.
 
     Needs: ``sym`` made of this graph. Ensures: values are unchanged; nodes without users
@@ -37,13 +37,13 @@ def fold_known_shapes(graph: gs.Graph, sym: SymbolicGraph) -> int:
         How many arguments became constants.
     """
     folded = 0
-    for node in graph.nodes:
+    for node in imported.graph.nodes:
         for position in _ARGUMENTS.get(node.op, ()):
-            folded += _fold(sym, node, position)
+            folded += _fold(imported, sym, node, position)
     return folded
 
 
-def _fold(sym: SymbolicGraph, node: Node, position: int) -> int:
+def _fold(imported: ImportedGraph, sym: SymbolicGraph, node: Node, position: int) -> int:
     if position >= len(node.inputs):
         return 0
     tensor = node.inputs[position]
@@ -56,8 +56,7 @@ def _fold(sym: SymbolicGraph, node: Node, position: int) -> int:
         return 0
     if rank != 1:
         return 0
-    # A Shape attribute or slice bound beyond INT64 never gets here: it is a constant already.
-    node.inputs[position] = gs.Constant(
-        f"{node.name or node.op}/{tensor.name}/known", np.asarray(values, np.int64)
-    )
+    dtype = np.int64 if tensor.dtype is None else tensor.dtype
+    name = imported.fresh(f"stof/{tensor.name}/known")
+    node.inputs[position] = gs.Constant(name, np.asarray(values, dtype))
     return 1

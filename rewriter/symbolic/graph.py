@@ -24,16 +24,20 @@ from stof_onnx.rewriter.symbolic.registry import (
 
 # A tensor of more elements than this is never read element by element.
 _MAX_VALUES = 64
+# Beyond these, a tensor is read at run time instead of as an expression.
+_MAX_SIZE = 2000
+_MAX_DEPTH = 100
 
 
 class SymbolicGraph:
     """Reads a graph as index arithmetic on its inputs and constants.
 
-    Dimensions of graph inputs are symbols (named ones by their name) known to be at
-    least 1. Shapes of all tensors are computed once, in graph order.
+    Dimensions of graph inputs are symbols (named ones by their name). Shapes of all
+    tensors are computed once, in graph order.
 
     Args:
         graph: topologically sorted, without Constant nodes.
+        positive: names of dimensions that are at least 1.
 
     Attributes:
         leaf_reasons: for each tensor read as a run-time input, why it wasn't read
@@ -41,15 +45,17 @@ class SymbolicGraph:
         tables: dense bool tables that loads of constants refer to, by load source.
     """
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, positive: frozenset[str] = frozenset()) -> None:
         self.leaf_reasons: dict[str, str] = {}
         self.tables: dict[str, Array] = {}
         self.tensors: dict[str, Tensor] = graph.tensors()
         self._shapes: dict[int, Shape | Unliftable] = {}
+        self._depth = 0
+        self._positive = positive
         self._elements: dict[tuple[int, Index], Expr] = {}
         self._constants: dict[tuple[int, str], Expr | None] = {}
         for tensor in graph.inputs:
-            self._shapes[id(tensor)] = _declared_shape(tensor)
+            self._shapes[id(tensor)] = self._declared_shape(tensor)
         for node in graph.nodes:
             for position, output in enumerate(node.outputs):
                 self._shapes[id(output)] = self._infer(node, position, output)
@@ -75,10 +81,23 @@ class SymbolicGraph:
             if rule is None:
                 raise Unliftable(f"no shape rule for {node.op}")
             return rule(self, node, position)
-        except Unliftable as reason:
+        except (Unliftable, ArithmeticError) as error:
+            reason = error if isinstance(error, Unliftable) else Unliftable(str(error))
             if output.shape is not None and not _is_blank(output.shape):
-                return _declared_shape(output)
+                return self._declared_shape(output)
             return reason
+
+    def _declared_shape(self, tensor: Tensor) -> Shape | Unliftable:
+        if tensor.shape is None:
+            return Unliftable(f"tensor {tensor.name!r} has no declared shape")
+        dims: list[Expr] = []
+        for axis, dim in enumerate(tensor.shape):
+            if isinstance(dim, int) and dim > 0:
+                dims.append(integer(dim))
+            else:
+                name = dim if isinstance(dim, str) and dim else f"{tensor.name}.{axis}"
+                dims.append(Var(name, positive=name in self._positive))
+        return tuple(dims)
 
     def element(self, tensor: Tensor, index: Index) -> Expr:
         """The element of a tensor at an index, as an expression.
@@ -87,26 +106,38 @@ class SymbolicGraph:
         """
         key = (id(tensor), index)
         if key not in self._elements:
-            self._elements[key] = self._element(tensor, index)
+            self._depth += 1
+            try:
+                self._elements[key] = self._element(tensor, index)
+            finally:
+                self._depth -= 1
         return self._elements[key]
 
     def _element(self, tensor: Tensor, index: Index) -> Expr:
-        if isinstance(tensor, gs.Constant):
-            return self._constant_element(tensor, index)
-        if not tensor.inputs:
+        if not isinstance(tensor, gs.Constant) and not tensor.inputs:
             return Load(tensor.name, index, kind_of(tensor))
-        node = tensor.inputs[0]
-        position = output_position(node, tensor)
         try:
-            if node.op in VIEW_RULES:
-                source, moved = VIEW_RULES[node.op](self, node, position, index)
-                return self.element(source, moved)
-            if node.op in ELEMENT_RULES:
-                return ELEMENT_RULES[node.op](self, node, position, index)
-            raise Unliftable(f"operator {node.op} is not index arithmetic")
-        except (Unliftable, NotImplementedError) as reason:
+            found = self._computed_element(tensor, index)
+            if found.size > _MAX_SIZE:
+                raise Unliftable(f"an expression of {found.size} terms")
+            return found
+        except (Unliftable, NotImplementedError, ArithmeticError) as reason:
             self.leaf_reasons[tensor.name] = str(reason)
             return Load(tensor.name, index, kind_of(tensor))
+
+    def _computed_element(self, tensor: Tensor, index: Index) -> Expr:
+        if isinstance(tensor, gs.Constant):
+            return self._constant_element(tensor, index)
+        if self._depth > _MAX_DEPTH:
+            raise Unliftable(f"more than {_MAX_DEPTH} operators deep")
+        node = tensor.inputs[0]
+        position = output_position(node, tensor)
+        if node.op in VIEW_RULES:
+            source, moved = VIEW_RULES[node.op](self, node, position, index)
+            return self.element(source, moved)
+        if node.op in ELEMENT_RULES:
+            return ELEMENT_RULES[node.op](self, node, position, index)
+        raise Unliftable(f"operator {node.op} is not index arithmetic")
 
     def view(self, tensor: Tensor, index: Index) -> tuple[Tensor, Index] | None:
         """One step through the view that produced a tensor; None at anything else."""
@@ -190,18 +221,6 @@ def kind_of(tensor: Tensor) -> Kind:
     if dtype == np.bool_:
         return "bool"
     return "int" if np.issubdtype(dtype, np.integer) else "float"
-
-
-def _declared_shape(tensor: Tensor) -> Shape | Unliftable:
-    if tensor.shape is None:
-        return Unliftable(f"tensor {tensor.name!r} has no declared shape")
-    dims: list[Expr] = []
-    for axis, dim in enumerate(tensor.shape):
-        if isinstance(dim, int) and dim > 0:
-            dims.append(integer(dim))
-        else:
-            dims.append(Var(dim if isinstance(dim, str) and dim else f"{tensor.name}.{axis}"))
-    return tuple(dims)
 
 
 def _is_blank(declared: Any) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import onnx_graphsurgeon as gs
+
 from stof_onnx.ir.expr import Const, Expr, Poly
 from stof_onnx.ir.expr.bounds import is_positive
-from stof_onnx.ir.expr.build import add, floordiv, integer, minimum, mod, mul, sub
+from stof_onnx.ir.expr.build import add, floordiv, integer, maximum, minimum, mod, mul, sub
 from stof_onnx.rewriter.symbolic.registry import Index, Node, Shape, Unliftable
 
 if TYPE_CHECKING:
@@ -33,6 +36,12 @@ def optional_input(node: Node, position: int) -> Any:
     if position >= len(node.inputs) or node.inputs[position].is_empty():
         return None
     return node.inputs[position]
+
+
+def is_inference_dropout(node: Node) -> bool:
+    """Whether a Dropout is known to pass its input on."""
+    mode = optional_input(node, 2)
+    return mode is None or (isinstance(mode, gs.Constant) and not np.any(mode.values))
 
 
 def product(dims: Sequence[Expr]) -> Poly:
@@ -138,9 +147,9 @@ def _slice_bound(bound: Expr, dim: Expr) -> Expr:
             return dim
         if value < -_HUGE:
             return integer(0)
-        return add(bound, dim) if value < 0 else minimum(bound, dim)
+        return maximum(add(bound, dim), integer(0)) if value < 0 else minimum(bound, dim)
     if is_positive(-Poly.of(bound)):
-        return add(bound, dim)
+        return maximum(add(bound, dim), integer(0))
     return bound
 
 

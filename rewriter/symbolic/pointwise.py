@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from stof_onnx.ir.expr import Const, Expr, Op, Poly
+from stof_onnx.ir.expr import Const, Expr, Op, Poly, loads
 from stof_onnx.ir.expr import build as b
 from stof_onnx.ir.expr.bounds import is_nonnegative, is_positive
 from stof_onnx.rewriter.symbolic.indexing import broadcast_index
@@ -18,13 +18,15 @@ from stof_onnx.rewriter.symbolic.registry import Index, Node, Unliftable, elemen
 if TYPE_CHECKING:
     from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
 
-_INTEGER_TYPES = {
-    TensorProto.INT64,
-    TensorProto.INT32,
-    TensorProto.INT16,
-    TensorProto.INT8,
-    TensorProto.UINT8,
+_WIDE_INTEGERS = {TensorProto.INT64, TensorProto.INT32}
+_FLOATS = {
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+    TensorProto.DOUBLE,
 }
+# Arithmetic in other integer types wraps early; index arithmetic doesn't use them.
+_WIDE_DTYPES = ("int64", "int32")
 
 
 def operands(sym: SymbolicGraph, node: Node, index: Index) -> list[Expr]:
@@ -39,12 +41,23 @@ def _pointwise(
 ) -> Callable[[Callable[..., Expr]], Callable[..., Expr]]:
     def register(compute: Callable[..., Expr]) -> Callable[..., Expr]:
         def rule(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
-            return compute(*operands(sym, node, index))
+            result = compute(*operands(sym, node, index))
+            if result.kind == "int" and not _is_wide(node):
+                raise Unliftable(f"{node.op} in a narrow integer type")
+            return result
 
         element(*op_types)(rule)
         return compute
 
     return register
+
+
+def _is_wide(node: Node) -> bool:
+    dtype = node.outputs[0].dtype
+    try:
+        return dtype is None or np.dtype(dtype).name in _WIDE_DTYPES
+    except TypeError:
+        return False
 
 
 def _is_float(*values: Expr) -> bool:
@@ -54,6 +67,13 @@ def _is_float(*values: Expr) -> bool:
 def _need_int(op_type: str, *values: Expr) -> None:
     if any(value.kind != "int" for value in values):
         raise Unliftable(f"{op_type} on run-time floats")
+
+
+def _need_ordered(op_type: str, *values: Expr) -> None:
+    """Order is read off a difference, which run-time integers could overflow."""
+    _need_int(op_type, *values)
+    if any(loads(value) for value in values):
+        raise Unliftable(f"{op_type} on run-time integers")
 
 
 @_pointwise("Add")
@@ -173,28 +193,28 @@ def _compare_leaves(left: Expr, right: Expr) -> Expr:
 @_pointwise("Less")
 def less(left: Expr, right: Expr) -> Expr:
     """left < right."""
-    _need_int("Less", left, right)
+    _need_ordered("Less", left, right)
     return b.gt(right, left)
 
 
 @_pointwise("LessOrEqual")
 def less_or_equal(left: Expr, right: Expr) -> Expr:
     """left <= right."""
-    _need_int("LessOrEqual", left, right)
+    _need_ordered("LessOrEqual", left, right)
     return b.ge(right, left)
 
 
 @_pointwise("Greater")
 def greater(left: Expr, right: Expr) -> Expr:
     """left > right."""
-    _need_int("Greater", left, right)
+    _need_ordered("Greater", left, right)
     return b.gt(left, right)
 
 
 @_pointwise("GreaterOrEqual")
 def greater_or_equal(left: Expr, right: Expr) -> Expr:
     """left >= right."""
-    _need_int("GreaterOrEqual", left, right)
+    _need_ordered("GreaterOrEqual", left, right)
     return b.ge(left, right)
 
 
@@ -237,10 +257,19 @@ def cast(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
         target = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(target))
     if target == TensorProto.BOOL:
         return b.to_bool(value)
-    if target in _INTEGER_TYPES:
+    if target in _WIDE_INTEGERS or (target not in _FLOATS and _is_zero_one(value)):
         return b.to_int(value)
+    if target not in _FLOATS:
+        raise Unliftable("Cast to a narrow integer type")
     result = b.to_float(value)
     return _round_half(result) if target == TensorProto.FLOAT16 else result
+
+
+def _is_zero_one(value: Expr) -> bool:
+    """Whether a value is 0 or 1, which every integer type holds."""
+    if isinstance(value, Op) and value.name == "where":
+        return all(_is_zero_one(arg) for arg in value.args[1:])
+    return value.kind == "bool" or (isinstance(value, Const) and value.value in (0, 1))
 
 
 def _round_half(value: Expr) -> Expr:

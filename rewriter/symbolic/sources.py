@@ -113,6 +113,8 @@ def concat(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
             inside = ge0(sub(sub(add(begin, length), integer(1)), index[axis]))
             if inside == Const(True):
                 return read(tensor, begin, index[axis])
+            if inside != Const(False):
+                break
         raise Unliftable("Concat read at a position whose part isn't known")
     long = [part for part in parts if not isinstance(part[2], Const)]
     if len(long) != 1 or loads(read(*long[0][:2], index[axis])):

@@ -10,6 +10,7 @@ from stof_onnx.rewriter.symbolic.indexing import (
     attribute,
     axis_of,
     broadcast_index,
+    is_inference_dropout,
     optional_input,
     regroup,
     slice_parts,
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
     from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
 
 
-@view("Identity", "Dropout")
+@view("Identity")
 def identity(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tuple[Tensor, Index]:
-    """Output 0 is the input (Dropout at inference)."""
-    if position != 0:
-        raise Unliftable("the mask output of a Dropout")
+    """The input."""
+    return node.inputs[0], index
+
+
+@view("Dropout")
+def dropout(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tuple[Tensor, Index]:
+    """The input, at inference."""
+    if position != 0 or not is_inference_dropout(node):
+        raise Unliftable("a Dropout that drops, or its mask")
     return node.inputs[0], index
 
 

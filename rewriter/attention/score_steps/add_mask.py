@@ -6,7 +6,7 @@ Add(S, A)  ->  stage "add" with A
 from __future__ import annotations
 
 from stof_onnx.rewriter.attention.block import MaskStage, Refused
-from stof_onnx.rewriter.attention.context import ChainContext, float_type
+from stof_onnx.rewriter.attention.context import ChainContext
 from stof_onnx.rewriter.graph import Node, Tensor
 
 
@@ -21,6 +21,5 @@ def step(context: ChainContext, node: Node) -> Tensor | None:
     context.require_unscaled(node)
     scores = sides[0]
     mask = node.inputs[1] if node.inputs[0] is scores else node.inputs[0]
-    context.chain.stages.insert(0, MaskStage(node, "add", mask))
-    context.chain.score_dtype = float_type(node.outputs[0]) or context.chain.score_dtype
+    context.record(MaskStage(node, "add", mask))
     return scores

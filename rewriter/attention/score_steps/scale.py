@@ -16,9 +16,10 @@ def step(context: ChainContext, node: Node) -> Tensor | None:
         return None
     positions = (0, 1) if node.op == "Mul" else (1,)
     for position in positions:
-        factor = context.scalar(node.inputs[position])
+        factor = context.factor(node, position)
         if factor is None:
             continue
-        context.chain.scale *= factor if node.op == "Mul" else 1.0 / factor
+        context.chain.scale *= factor
+        context.chain.is_scaled = True
         return node.inputs[1 - position]
-    raise Refused(node, "the scores are multiplied by something that is not one number")
+    raise Refused(node, "the scores are scaled by something that is not one finite number")

@@ -6,7 +6,7 @@ Where(keep, S, fill)  ->  stage "keep"        Where(drop, fill, S)  ->  stage "d
 from __future__ import annotations
 
 from stof_onnx.rewriter.attention.block import MaskStage, Refused
-from stof_onnx.rewriter.attention.context import ChainContext, float_type
+from stof_onnx.rewriter.attention.context import ChainContext
 from stof_onnx.rewriter.graph import Node, Tensor
 
 
@@ -21,7 +21,6 @@ def step(context: ChainContext, node: Node) -> Tensor | None:
             continue
         context.require_unscaled(node)
         stage = MaskStage(node, "keep" if mode == "keep" else "drop", condition, fill)
-        context.chain.stages.insert(0, stage)
-        context.chain.score_dtype = float_type(node.outputs[0]) or context.chain.score_dtype
+        context.record(stage)
         return scores
     raise Refused(node, "neither side of the Where is one number")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stof_onnx.ir.expr import Const, Var
+from stof_onnx.ir.expr import Const
+from stof_onnx.ir.expr.build import integer
 from stof_onnx.rewriter.attention.weight_steps.step import WeightStep
 from stof_onnx.rewriter.graph import Node, Tensor
 from stof_onnx.rewriter.symbolic import SymbolicGraph
@@ -22,7 +23,10 @@ def step(sym: SymbolicGraph, tensor: Tensor, users: Sequence[Node]) -> WeightSte
     condition, yes, no = where.inputs
     if condition is not is_nan.outputs[0] or no is not tensor or len(condition.outputs) != 1:
         return None
-    index = tuple(Var(f"i{axis}", dim) for axis, dim in enumerate(sym.shape(yes)))
-    if sym.element(yes, index) != Const(0.0):
+    # A longer tensor of zeros could enlarge the weights by broadcasting.
+    dims = sym.shape(yes)
+    if len(dims) > len(sym.shape(tensor)) or any(dim != integer(1) for dim in dims):
+        return None
+    if sym.element(yes, (integer(0),) * len(dims)) != Const(0.0):
         return None
     return WeightStep(where.outputs[0], (is_nan, where), nan_to_zero=True)

@@ -1,6 +1,7 @@
 """What can be proven about the sign of a polynomial.
 
-Dimensions are at least 1 and an index runs over 0 <= index < bound; a run-time load
+A dimension is at least 0 (a KV cache starts empty), or 1 where that is known, and an
+index runs over 0 <= index < bound, so that the bound of an index at hand is at least 1; a run-time load
 can be anything. Every answer is a proof: False means "not proven", never "refuted".
 """
 
@@ -14,7 +15,12 @@ _DEPTH = 12
 
 def is_nonnegative(poly: Poly) -> bool:
     """Whether poly >= 0 for every value of its variables."""
-    return _nonnegative(poly, _DEPTH)
+    variables = [atom for atom in poly.atoms() if isinstance(atom, Var)]
+    positive: set[Expr] = {var for var in variables if var.positive}
+    for var in variables:
+        if isinstance(var.bound, Var) and var.bound.bound is None:
+            positive.add(var.bound)
+    return _nonnegative(poly, frozenset(positive), _DEPTH)
 
 
 def is_positive(poly: Poly) -> bool:
@@ -22,10 +28,10 @@ def is_positive(poly: Poly) -> bool:
     return is_nonnegative(poly - Poly.const(1))
 
 
-def _nonnegative(poly: Poly, depth: int) -> bool:
+def _nonnegative(poly: Poly, positive: frozenset[Expr], depth: int) -> bool:
     if depth == 0:
         return False
-    shifted = _shift_dimensions(poly)
+    shifted = _shift_positive(poly, positive)
     if all(value >= 0 for value in shifted.terms.values()) and all(
         _atom_nonnegative(atom) for atom in shifted.atoms()
     ):
@@ -38,7 +44,8 @@ def _nonnegative(poly: Poly, depth: int) -> bool:
         coefficient, rest = parts
         # Linear in the index, so the minimum is at one end; try both where the
         # coefficient's sign is not known.
-        if _nonnegative(rest, depth - 1) and _nonnegative(coefficient * limit + rest, depth - 1):
+        ends = (rest, coefficient * limit + rest)
+        if all(_nonnegative(end, positive, depth - 1) for end in ends):
             return True
     return False
 
@@ -56,16 +63,14 @@ def _is_positive_const(expr: Expr) -> bool:
     return isinstance(expr, Const) and expr.value > 0
 
 
-def _shift_dimensions(poly: Poly) -> Poly:
-    """Write each dimension s as 1 + s', so that s' >= 0 is all that is known."""
+def _shift_positive(poly: Poly, positive: frozenset[Expr]) -> Poly:
+    """Write each dimension s >= 1 as 1 + s', so that s' >= 0 is all that is known."""
     result = Poly({})
     for monomial, value in poly.terms.items():
         product = Poly.const(value)
         for atom in monomial:
             factor = Poly({(atom,): 1})
-            if isinstance(atom, Var) and atom.bound is None:
-                factor = factor + Poly.const(1)
-            product = product * factor
+            product = product * (factor + Poly.const(1) if atom in positive else factor)
         result = result + product
     return result
 

@@ -203,7 +203,7 @@ def _read(data: Json, variables: Mapping[str, Var]) -> Expr:
             source, kind, index = rest
             return _read_load(str(source), _KINDS[kind], [_read(i, variables) for i in index])
         return _read_operation(str(head), [_read(arg, variables) for arg in rest])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise MalformedNodeError(f"{data!r:.80} is not a mask expression") from error
 
 

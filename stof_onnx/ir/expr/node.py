@@ -19,15 +19,18 @@ Kind = Literal["bool", "int", "float"]
 class Expr:
     """Base of all nodes; compared and hashed by content."""
 
-    __slots__ = ("_hash", "_key", "_text", "kind")
+    __slots__ = ("_hash", "_key", "_text", "kind", "size")
 
     kind: Kind
+    size: int
 
-    def __init__(self, kind: Kind, key: tuple[object, ...]) -> None:
+    def __init__(self, kind: Kind, key: tuple[object, ...], parts: tuple[Expr, ...] = ()) -> None:
         self.kind = kind
         self._key = key
         self._hash = hash((type(self).__name__, kind, key))
         self._text = ""
+        # Nodes of the tree, shared ones counted each time they occur.
+        self.size = 1 + sum(part.size for part in parts)
 
     def __hash__(self) -> int:
         return self._hash
@@ -50,14 +53,14 @@ class Expr:
 
 
 class Const(Expr):
-    """A literal. Negative zero is stored as zero; NaN is refused."""
+    """A literal. Negative zero is stored as zero; NaN raises FloatingPointError."""
 
     __slots__ = ("value",)
 
     def __init__(self, value: bool | int | float) -> None:
         if isinstance(value, float):
             if math.isnan(value):
-                raise ValueError("a mask constant is NaN")
+                raise FloatingPointError("a mask constant is NaN")
             value = value + 0.0  # -0.0 + 0.0 is 0.0
         kind: Kind = (
             "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
@@ -67,19 +70,22 @@ class Const(Expr):
 
 
 class Var(Expr):
-    """An integer variable: a dimension (bound is None, value >= 1) or an index.
+    """An integer variable: a dimension (bound is None) or an index.
 
     Args:
         name: of the variable; unique within one expression.
         bound: for an index, the dimension it runs over: 0 <= index < bound.
+        positive: for a dimension, whether it is known to be at least 1; otherwise it
+            is at least 0.
     """
 
-    __slots__ = ("bound", "name")
+    __slots__ = ("bound", "name", "positive")
 
-    def __init__(self, name: str, bound: Expr | None = None) -> None:
+    def __init__(self, name: str, bound: Expr | None = None, positive: bool = False) -> None:
         self.name = name
         self.bound = bound
-        super().__init__("int", (name, bound))
+        self.positive = positive
+        super().__init__("int", (name, bound, positive))
 
     def _write(self) -> str:
         return self.name
@@ -99,7 +105,7 @@ class Load(Expr):
     def __init__(self, source: str, index: tuple[Expr, ...], kind: Kind) -> None:
         self.source = source
         self.index = index
-        super().__init__(kind, (source, index))
+        super().__init__(kind, (source, index), index)
 
 
 class Op(Expr):
@@ -110,7 +116,7 @@ class Op(Expr):
     def __init__(self, name: str, args: tuple[Expr, ...], kind: Kind) -> None:
         self.name = name
         self.args = args
-        super().__init__(kind, (name, args))
+        super().__init__(kind, (name, args), args)
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:

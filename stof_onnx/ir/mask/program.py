@@ -34,7 +34,7 @@ from stof_onnx.ir.expr.ops import Array
 
 FORMAT_VERSION = 1
 
-BATCH, HEADS, QUERIES, KEYS = Var("B"), Var("H"), Var("Sq"), Var("Sk")
+BATCH, HEADS, QUERIES, KEYS = (Var(name, positive=True) for name in ("B", "H", "Sq", "Sk"))
 B_INDEX, H_INDEX = Var("b", BATCH), Var("h", HEADS)
 Q_INDEX, K_INDEX = Var("q", QUERIES), Var("k", KEYS)
 VARIABLES: dict[str, Var] = {

@@ -16,7 +16,6 @@ DTYPES: dict[str, int] = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
-    "float64": TensorProto.DOUBLE,
 }
 
 

@@ -13,7 +13,7 @@ from stof_onnx.ir.mask.program import H_INDEX, K_INDEX, Q_INDEX
 from stof_onnx.ir.operators.builder import Builder
 
 _INDEX_AXES = {"b": 0, "h": 1, "q": 2, "k": 3}
-_INDEX_SIZES = {"b": "B", "h": "H", "q": "Sq", "k": "Sk"}
+_AXIS_SIZES = ("B", "H", "Sq", "Sk")
 _LOAD_TYPES = {"bool": TensorProto.BOOL, "int": TensorProto.INT64, "float": TensorProto.FLOAT}
 
 
@@ -63,7 +63,9 @@ class MaskEmitter:
         build = self._builder
         if var.name not in _INDEX_AXES:
             return self._sizes[var.name]
-        size = build.op("Squeeze", self._sizes[_INDEX_SIZES[var.name]], build.const([0], np.int64))
+        size = build.op(
+            "Squeeze", self._sizes[_AXIS_SIZES[_INDEX_AXES[var.name]]], build.const([0], np.int64)
+        )
         values = build.op("Range", build.const(0, np.int64), size, build.const(1, np.int64))
         shape = [1, 1, 1, 1]
         shape[_INDEX_AXES[var.name]] = -1
@@ -107,6 +109,9 @@ class MaskEmitter:
                 build.op("Cast", self._tensors[load.source], to=_LOAD_TYPES[load.kind]),
                 load.index,
             )
+        for position, axis in enumerate(kept):
+            # The tensor may be larger than the sequence: a mask for the longest one.
+            value = build.slice(value, position, 0, self._sizes[_AXIS_SIZES[axis]])
         if kept != sorted(kept):
             value = build.op(
                 "Transpose", value, perm=[int(p) for p in np.argsort(kept, kind="stable")]

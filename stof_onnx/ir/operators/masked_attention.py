@@ -58,6 +58,7 @@ class MaskedAttention:
         output_rank: 4 where a BSHD output is [B, Sq, H, Dv] instead; always 4 for BHSD.
         mask: the mask program; its operands are the inputs from 3 on.
         score_dtype: float type in which bias and fill meet the scores.
+        dtype: float type of query, key, value and output.
     """
 
     num_heads: int
@@ -72,6 +73,7 @@ class MaskedAttention:
     output_rank: int
     mask: MaskProgram
     score_dtype: str = "float32"
+    dtype: str = "float32"
 
     def attributes(self) -> dict[str, Any]:
         """The node's attributes, `plan` excepted."""
@@ -85,6 +87,7 @@ class MaskedAttention:
             "output_rank": self.output_rank,
             "mask": self.mask.to_json(),
             "score_dtype": self.score_dtype,
+            "dtype": self.dtype,
         }
         for name in ("query", "key", "value"):
             layout: TensorLayout = getattr(self, name)
@@ -119,16 +122,22 @@ class MaskedAttention:
                 output_rank=int(attributes["output_rank"]),
                 mask=MaskProgram.from_json(attributes["mask"]),
                 score_dtype=str(attributes["score_dtype"]),
+                dtype=str(attributes["dtype"]),
                 **layouts,
             )
-            record._validate()
+            record.validate()
         except KeyError as error:
             raise MalformedNodeError(f"node {node!r} lacks attribute {error}") from error
         except (TypeError, ValueError, OverflowError, MalformedNodeError) as error:
             raise MalformedNodeError(f"node {node!r}: {error}") from error
         return record
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
+        """Check the attributes against each other.
+
+        Raises:
+            MalformedNodeError: naming the first contradiction.
+        """
         positive = (self.num_heads, self.kv_num_heads, self.head_dim, self.value_head_dim)
         if min(positive) < 1 or self.num_heads % self.kv_num_heads:
             raise MalformedNodeError(
@@ -138,8 +147,9 @@ class MaskedAttention:
             )
         if not math.isfinite(self.scale):
             raise MalformedNodeError(f"scale {self.scale}", "a finite number")
-        if self.score_dtype not in DTYPES:
-            raise MalformedNodeError(f"score_dtype {self.score_dtype!r}", f"one of {list(DTYPES)}")
+        for name, dtype in (("score_dtype", self.score_dtype), ("dtype", self.dtype)):
+            if dtype not in DTYPES:
+                raise MalformedNodeError(f"{name} {dtype!r}", f"one of {list(DTYPES)}")
         if self.output_rank not in ((4,) if self.output == "BHSD" else (3, 4)):
             raise MalformedNodeError(f"output {self.output} of rank {self.output_rank}")
         for layout in (self.query, self.key, self.value):
@@ -186,10 +196,7 @@ class MaskedAttention:
         k = _heads(builder, key, self.key, self.kv_num_heads, self.head_dim)
         v = _heads(builder, value, self.value, self.kv_num_heads, self.value_head_dim)
         k, v = _repeat_heads(builder, k, groups), _repeat_heads(builder, v, groups)
-        scores = builder.op("MatMul", q, builder.op("Transpose", k, perm=[0, 1, 3, 2]))
-        # CastLike keeps the scores' own type whatever the model's precision is.
-        factor = builder.op("CastLike", builder.const(self.scale, np.float32), query)
-        scores = builder.cast(builder.op("Mul", scores, factor), self.score_dtype)
+        scores = self._scores(builder, q, k)
         sizes = {
             "B": builder.dim(query, 0),
             "H": builder.const([self.num_heads], np.int64),
@@ -198,11 +205,13 @@ class MaskedAttention:
         }
         tensors, tables = self._operands(inputs, constants, node)
         masked = self._mask(builder, scores, MaskEmitter(builder, sizes, tensors, tables))
-        weights = builder.op("Softmax", builder.cast(masked, "float32"), axis=-1)
+        weights = builder.op(
+            "Softmax", self._cast(builder, masked, self.score_dtype, "float32"), axis=-1
+        )
         if self.mask.nan_to_zero:
             zero = builder.const(0.0, np.float32)
             weights = builder.op("Where", builder.op("IsNaN", weights), zero, weights)
-        weights = builder.op("CastLike", weights, value)
+        weights = self._cast(builder, weights, "float32", self.dtype)
         if self.output == "BHSD":
             builder.op("MatMul", weights, v, output=outputs[0])
             return
@@ -213,6 +222,25 @@ class MaskedAttention:
         result = builder.op("Transpose", product, perm=[0, 2, 1, 3])
         builder.reshape(result, 0, 0, self.num_heads * self.value_head_dim, output=outputs[0])
 
+    def _scores(self, builder: Builder, query: str, key: str) -> str:
+        """scale * Q K^T, accumulated in float32, as score_dtype.
+
+        The factor meets the smaller side of the product, so that neither large products
+        (half precision, scale below 1) nor large factors overflow on the way.
+        """
+        factor = builder.const(self.scale, np.float32)
+        q, k = (self._cast(builder, x, self.dtype, "float32") for x in (query, key))
+        if abs(self.scale) <= 1:
+            q = builder.op("Mul", q, factor)
+        scores = builder.op("MatMul", q, builder.op("Transpose", k, perm=[0, 1, 3, 2]))
+        if abs(self.scale) > 1:
+            scores = builder.op("Mul", scores, factor)
+        return self._cast(builder, scores, "float32", self.score_dtype)
+
+    @staticmethod
+    def _cast(builder: Builder, value: str, source: str, target: str) -> str:
+        return value if source == target else builder.cast(value, target)
+
     @staticmethod
     def _length(builder: Builder, tensor: str, layout: TensorLayout) -> str:
         return builder.dim(tensor, 1 if layout.order == "BSHD" else 2)
@@ -220,7 +248,7 @@ class MaskedAttention:
     def _mask(self, builder: Builder, scores: str, emitter: MaskEmitter) -> str:
         program = self.mask
         if program.bias is not None:
-            bias = builder.cast(emitter.emit(program.bias), self.score_dtype)
+            bias = self._cast(builder, emitter.emit(program.bias), "float32", self.score_dtype)
             scores = builder.op("Add", scores, bias)
         if program.keep == TRUE:
             return scores
@@ -254,7 +282,7 @@ class MaskedAttention:
                 table = BlockTable.from_arrays(arrays, shape=operand.shape, tile=operand.tile)
             except MalformedNodeError as error:
                 raise MalformedNodeError(
-                    f"node {node!r}: block table {operand.name!r}: {error}"
+                    f"node {node!r}, operand {operand.name!r}: {error}"
                 ) from error
             tables[operand.name] = table.to_dense()
         return tensors, tables
@@ -301,7 +329,7 @@ def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """A node's attributes as Python values, strings decoded.
 
     Raises:
-        MalformedNodeError: for an attribute that has no value or isn't UTF-8 text.
+        MalformedNodeError: for a string that isn't UTF-8 text.
     """
     result: dict[str, Any] = {}
     for attribute in node.attribute:
