@@ -29,6 +29,8 @@ MAX_SIZE = 4100
 _BASE_SIZES = (1, 2, 7, 33)
 _BATCH = 2
 _LEAST_SIZES = 3
+# How many of the sizes a report names.
+_LISTED = 12
 
 
 class ProofFailed(Exception):  # noqa: N818 - leads to the dense mask, not to a failure
@@ -87,7 +89,10 @@ def prove(graph: gs.Graph, sym: SymbolicGraph, block: AttentionBlock, lifted: Li
         seen[f"{dims[2]}x{dims[3]}"] = None
     if len(seen) < min(_LEAST_SIZES, len(assignments)):
         raise ProofFailed(f"the subgraph ran at {len(seen)} sizes only; it fails at {failure}")
-    return f"equal to the original subgraph at {len(seen)} sizes ({', '.join(seen)})"
+    sizes = list(seen)
+    if len(sizes) > _LISTED:
+        sizes[_LISTED - 1 : -1] = ["..."]
+    return f"equal to the original subgraph at {len(seen)} sizes ({', '.join(sizes)})"
 
 
 def cut_subgraph(graph: gs.Graph, outputs: list[Tensor], loaded: set[str]) -> Cut:

@@ -30,6 +30,8 @@ from stof_onnx.rewriter.graph import (
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 _PERM = [0, 2, 1, 3]
+# Rotary embedding is five operators deep; a chain this long is something else.
+_MAX_DEPTH = 60
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Neg", "Cast", "Identity"}
 
 
@@ -74,6 +76,7 @@ class _Mover:
     twins: dict[int, Tensor | None] = field(default_factory=dict)
     swapped: dict[int, Tensor] = field(default_factory=dict)
     new_nodes: list[Node] = field(default_factory=list)
+    depth: int = 0
 
     def moved(self, tensor: Tensor) -> Tensor | None:
         """The twin of a tensor, or None (and no change to the graph)."""
@@ -91,7 +94,11 @@ class _Mover:
 
     def _twin(self, tensor: Tensor) -> Tensor | None:
         if id(tensor) not in self.twins:
+            if self.depth > _MAX_DEPTH:
+                return None
+            self.depth += 1
             self.twins[id(tensor)] = self._build(tensor)
+            self.depth -= 1
         return self.twins[id(tensor)]
 
     def _build(self, tensor: Tensor) -> Tensor | None:

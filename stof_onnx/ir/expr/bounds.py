@@ -1,8 +1,9 @@
 """What can be proven about the sign of a polynomial.
 
 A dimension is at least 0 (a KV cache starts empty), or 1 where that is known, and an
-index runs over 0 <= index < bound, so that the bound of an index at hand is at least 1; a run-time load
-can be anything. Every answer is a proof: False means "not proven", never "refuted".
+index runs over 0 <= index < bound, so that the bound of an index at hand is at least 1.
+A run-time load can be anything. Every answer is a proof: False means "not proven",
+never "refuted".
 """
 
 from __future__ import annotations
