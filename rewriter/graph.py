@@ -230,6 +230,14 @@ def _resolve_constant_identities(graph: gs.Graph) -> None:
                     user.inputs[position] = source
 
 
+def numpy_type(tensor: Tensor) -> np.dtype[Any] | None:
+    """A tensor's type; None if it is unknown or numpy has none (bfloat16)."""
+    try:
+        return None if tensor.dtype is None else np.dtype(tensor.dtype)
+    except TypeError:
+        return None
+
+
 def producer(tensor: Tensor) -> Node | None:
     """The node that makes a tensor; None for graph inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None

@@ -28,7 +28,7 @@ from stof_onnx.rewriter.attention.match import (
     score_symbols,
 )
 from stof_onnx.rewriter.export import export_model
-from stof_onnx.rewriter.graph import ImportedGraph, Node, Tensor, import_graph
+from stof_onnx.rewriter.graph import ImportedGraph, Node, Tensor, import_graph, numpy_type
 from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, OperandSource, lift, lift_dense
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
@@ -319,10 +319,10 @@ def _run_time_operand(context: _Context, source: OperandSource) -> Tensor:
             values = values.astype(np.int64)
         return _constant(context, f"stof/{tensor.name}/{source.kind}", values)
     if source.kind == "bool":
-        if tensor.dtype is None or np.dtype(tensor.dtype) != np.bool_:
+        if numpy_type(tensor) != np.bool_:
             tensor = _cast(context, tensor, TensorProto.BOOL, np.bool_)
         return _cast(context, tensor, TensorProto.INT8, np.int8)
-    if source.kind == "int" and tensor.dtype not in (np.int32, np.int64):
+    if source.kind == "int" and numpy_type(tensor) not in (np.int32, np.int64):
         return _cast(context, tensor, TensorProto.INT64, np.int64)
     return tensor
 

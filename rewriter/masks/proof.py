@@ -7,8 +7,9 @@ of queries and keys where the graph allows it. Every element must agree exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from stof_onnx.ir.expr import Const, Expr, Var, evaluate, walk
 from stof_onnx.ir.expr.ops import Array
 from stof_onnx.ir.mask.program import MaskProgram, index_grid
 from stof_onnx.rewriter.attention.block import AttentionBlock
-from stof_onnx.rewriter.graph import Node, Tensor
+from stof_onnx.rewriter.graph import Node, Tensor, numpy_type
 from stof_onnx.rewriter.masks.additive import hiding_threshold
 from stof_onnx.rewriter.masks.lift import LiftedMask
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
@@ -31,6 +32,7 @@ _BATCH = 2
 _LEAST_SIZES = 3
 # How many of the sizes a report names.
 _LISTED = 12
+_RULES = ("longer", "Sk", "Sq", "B")
 
 
 class ProofFailed(Exception):  # noqa: N818 - leads to the dense mask, not to a failure
@@ -67,32 +69,69 @@ def prove(graph: gs.Graph, sym: SymbolicGraph, block: AttentionBlock, lifted: Li
     loaded = {source.tensor for source in lifted.sources if source.tensor}
     cut = cut_subgraph(graph, stages, loaded)
     session = _session(graph, cut, stages)
-    rng = np.random.default_rng(0)
+    run = _Run(sym, block, lifted, cut, session)
     seen: dict[str, None] = {}
-    failure = ""
     assignments = list(_sizes(sym, block, cut, lifted))
-    for symbols in assignments:
+    for symbols, others in assignments:
         dims = [_evaluate(dim, symbols) for dim in block.dims]
-        feeds = _feeds(sym, cut, lifted, symbols, rng)
-        try:
-            values = session.run(None, feeds)
-            for value in values:
-                np.broadcast_shapes(value.shape, tuple(dims))
-        except Exception as error:  # onnxruntime raises its own undocumented types
-            # A size that the original can't run at (beyond a buffer) says nothing.
-            failure = failure or f"{dims[2]}x{dims[3]}: {error}"
+        found = run.values(symbols, others, dims)
+        if found is None:
             continue
+        feeds, values = found
         try:
             _compare(block, lifted, dims, _program_sources(sym, lifted, feeds), values)
         except (IndexError, ValueError) as error:
             raise ProofFailed(f"can't compare at {dims[2]}x{dims[3]}: {error}") from error
         seen[f"{dims[2]}x{dims[3]}"] = None
     if len(seen) < min(_LEAST_SIZES, len(assignments)):
-        raise ProofFailed(f"the subgraph ran at {len(seen)} sizes only; it fails at {failure}")
-    sizes = list(seen)
-    if len(sizes) > _LISTED:
-        sizes[_LISTED - 1 : -1] = ["..."]
-    return f"equal to the original subgraph at {len(seen)} sizes ({', '.join(sizes)})"
+        raise ProofFailed(f"the subgraph ran at {len(seen)} sizes only; it fails at {run.failure}")
+    return _in_words(list(seen), lifted)
+
+
+def _in_words(sizes: list[str], lifted: LiftedMask) -> str:
+    text = sizes if len(sizes) <= _LISTED else [*sizes[: _LISTED - 1], "...", sizes[-1]]
+    beyond = sorted(c for c in _constants(lifted.program) if c >= MAX_SIZE)
+    limit = f"; not beyond its constant {beyond[0]}" if beyond else ""
+    return f"equal to the original subgraph at {len(sizes)} sizes ({', '.join(text)}){limit}"
+
+
+@dataclass
+class _Run:
+    """Runs the subgraph at one size after the other."""
+
+    sym: SymbolicGraph
+    block: AttentionBlock
+    lifted: LiftedMask
+    cut: Cut
+    session: ort.InferenceSession
+    rules: tuple[str, ...] | None = None
+    failure: str = ""
+
+    def values(
+        self, symbols: Mapping[str, int], others: Sequence[str], dims: list[int]
+    ) -> tuple[dict[str, Array], list[Array]] | None:
+        """(feeds, mask operands); None at a size that the original can't run at.
+
+        What dimensions of other names stand for (a longer mask of which a part is
+        read, the keys, the queries, the batch) is found once, by what runs.
+        """
+        tried = [self.rules] if self.rules is not None else product(_RULES, repeat=len(others))
+        for rules in tried:
+            try:
+                every = _with_others(symbols, others, dims, rules)
+                feeds = _feeds(self.sym, self.cut, self.lifted, every)
+                values = self.session.run(None, feeds)
+                for value in values:
+                    if np.broadcast_shapes(value.shape, tuple(dims)) != tuple(dims):
+                        raise ValueError(f"the mask has shape {value.shape}")
+            except ProofFailed:
+                raise
+            except Exception as error:  # onnxruntime raises its own undocumented types
+                self.failure = self.failure or f"{dims[2]}x{dims[3]}: {error}"
+                continue
+            self.rules = tuple(rules)
+            return feeds, values
+        return None
 
 
 def cut_subgraph(graph: gs.Graph, outputs: list[Tensor], loaded: set[str]) -> Cut:
@@ -170,26 +209,34 @@ def _build_session(
 
 def _sizes(
     sym: SymbolicGraph, block: AttentionBlock, cut: Cut, lifted: LiftedMask
-) -> Iterator[dict[str, int]]:
-    """Assignments of the graph's symbols to prove at."""
-    batch = _symbols([block.dims[0]])
-    lengths = _symbols(block.dims[2:]) - batch
+) -> Iterator[tuple[dict[str, int], list[str]]]:
+    """(sizes of the scores' symbols, names of the other symbols) to prove at."""
+    lengths = _symbols(block.dims[2:])
+    batch = _symbols([block.dims[0]]) - lengths
     shapes = [dim for tensor in (*cut.loaded, *cut.shaped) for dim in _dims(sym, tensor)]
     others = _symbols(shapes) - batch - lengths
     limit = _length_limit(lifted)
     sizes = sorted({s for s in (*_BASE_SIZES, *_around_constants(lifted.program)) if s <= limit})
     if limit < MAX_SIZE:
         sizes = sorted({*sizes, limit - 1, limit} - {0})
-    # Dimensions of other names (a mask for the longest sequence) are at least as long.
-    fixed = {**dict.fromkeys(others, 2 * max(sizes) + 5), **dict.fromkeys(batch, _BATCH)}
-    candidates = [fixed] if not lengths else _length_choices(sorted(lengths), sizes)
+    candidates = [{}] if not lengths else list(_length_choices(sorted(lengths), sizes))
     seen = set()
     for choice in candidates:
-        symbols = {**fixed, **choice}
+        symbols = {**dict.fromkeys(batch, _BATCH), **choice}
+        # A dimension that only a constant term of the scores names is no free choice.
         dims = tuple(_evaluate(dim, symbols) for dim in block.dims)
-        if min(dims) >= 1 and max(dims[2:]) <= limit and tuple(symbols.items()) not in seen:
-            seen.add(tuple(symbols.items()))
-            yield symbols
+        key = tuple(sorted(symbols.items()))
+        if min(dims) >= 1 and max(dims[2:]) <= limit and key not in seen:
+            seen.add(key)
+            yield symbols, sorted(others)
+
+
+def _with_others(
+    symbols: Mapping[str, int], others: Sequence[str], dims: Sequence[int], rules: Sequence[str]
+) -> dict[str, int]:
+    """Values for dimensions that the scores don't have, by rule for each."""
+    values = {"longer": 2 * max(dims) + 5, "Sk": dims[3], "Sq": dims[2], "B": dims[0]}
+    return {**symbols, **{name: values[rule] for name, rule in zip(others, rules, strict=True)}}
 
 
 def _length_choices(names: list[str], sizes: list[int]) -> Iterator[dict[str, int]]:
@@ -225,17 +272,22 @@ def _length_limit(lifted: LiftedMask) -> int:
     return min([*lengths, MAX_SIZE])
 
 
-def _around_constants(program: MaskProgram) -> set[int]:
-    """Sizes just below, at and above each integer of the program, and twice it."""
+def _constants(program: MaskProgram) -> set[int]:
+    """Magnitudes of the integers that a program mentions, 0 and 1 excepted."""
     constants: set[int] = set()
     for expr in (program.keep, *([program.bias] if program.bias is not None else [])):
         for node in walk(expr):
             if isinstance(node, Const) and node.kind == "int":
                 constants.add(abs(int(node.value)))
+    return constants - {0, 1}
+
+
+def _around_constants(program: MaskProgram) -> set[int]:
+    """Sizes just below, at and above each integer of the program, and twice it."""
     sizes: set[int] = set()
-    for constant in constants - {0, 1}:
+    for constant in _constants(program):
         sizes |= {constant - 1, constant, constant + 1, constant + 2, 2 * constant + 3}
-    return {size for size in sizes if size >= 1}
+    return sizes - {0}
 
 
 def _evaluate(expr: Expr, symbols: Mapping[str, int]) -> int:
@@ -250,15 +302,15 @@ def _feeds(
     cut: Cut,
     lifted: LiftedMask,
     symbols: Mapping[str, int],
-    rng: np.random.Generator,
 ) -> dict[str, Array]:
+    rng = np.random.default_rng(sum(symbols.values()))
     feeds: dict[str, Array] = {}
     zero_one = {s.tensor for s in lifted.sources if s.kind != "bool"}
     for tensor in (*cut.loaded, *cut.shaped):
         shape = [_evaluate(dim, symbols) for dim in _dims(sym, tensor)]
-        if tensor.dtype is None:
-            raise ProofFailed(f"the type of {tensor.name!r} is unknown")
-        dtype = np.dtype(tensor.dtype)
+        dtype = numpy_type(tensor)
+        if dtype is None:
+            raise ProofFailed(f"numpy has no type for {tensor.name!r}")
         if any(tensor is shaped for shaped in cut.shaped):
             feeds[tensor.name] = np.zeros(shape, dtype)
         elif dtype == np.bool_ or np.issubdtype(dtype, np.integer):
@@ -309,12 +361,14 @@ def _compare(
     keep = program.evaluate_keep(sizes, sources)
     if np.any(keep != expected_keep):
         at = tuple(int(i) for i in np.argwhere(keep != expected_keep)[0])
-        raise ProofFailed(f"the program and the graph differ at {at} of {dims}")
+        raise ProofFailed(
+            f"the program and the graph differ at (b, h, q, k) = {at} of {tuple(dims)}"
+        )
     bias: Array = np.zeros((1, 1, 1, 1), np.float32)
     if program.bias is not None:
         bias = evaluate(program.bias, index_grid(sizes), sources)
-    difference = np.where(keep, bias, 0) != np.where(keep, expected_bias, 0)
-    if np.any(difference):
+    both = (np.where(keep, bias, 0), np.where(keep, expected_bias, 0))
+    if not np.allclose(*both, rtol=1e-6, atol=0):
         raise ProofFailed("the program's bias and the graph's differ")
 
 

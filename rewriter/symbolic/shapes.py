@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stof_onnx.ir.expr import Const, Expr, Poly
+from stof_onnx.ir.expr import Const, Expr
 from stof_onnx.ir.expr.build import add, integer, mul, sub
 from stof_onnx.rewriter.symbolic.indexing import (
     attribute,
@@ -143,13 +143,20 @@ def reshape(sym: SymbolicGraph, node: Node, position: int) -> Shape:
         target = [dims[i] if d == integer(0) else d for i, d in enumerate(target)]
     unknown = [i for i, d in enumerate(target) if d == integer(-1)]
     if unknown:
-        known = product([d for d in target if d != integer(-1)])
-        target[unknown[0]] = _quotient(product(dims), known)
+        target[unknown[0]] = _quotient(list(dims), [d for d in target if d != integer(-1)])
     return tuple(target)
 
 
-def _quotient(total: Poly, known: Poly) -> Expr:
-    quotient, rest = total.divide(known)
+def _quotient(total: list[Expr], known: list[Expr]) -> Expr:
+    """Product of ``total`` over product of ``known``."""
+    remaining = list(total)
+    left = []
+    for dim in known:
+        if dim in remaining:
+            remaining.remove(dim)  # sums divide by themselves, not as polynomials
+        else:
+            left.append(dim)
+    quotient, rest = product(remaining).divide(product(left))
     if rest.terms or not quotient.terms:
         raise Unliftable("a Reshape to -1 whose size doesn't divide")
     return quotient.expr()
