@@ -230,6 +230,11 @@ def _resolve_constant_identities(graph: gs.Graph) -> None:
                     user.inputs[position] = source
 
 
+def node_name(node: Node) -> str:
+    """A node's name, or its first output's where it has none."""
+    return str(node.name or node.outputs[0].name)
+
+
 def numpy_type(tensor: Tensor) -> np.dtype[Any] | None:
     """A tensor's type; None if it is unknown or numpy has none (bfloat16)."""
     try:

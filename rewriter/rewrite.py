@@ -28,7 +28,14 @@ from stof_onnx.rewriter.attention.match import (
     score_symbols,
 )
 from stof_onnx.rewriter.export import export_model
-from stof_onnx.rewriter.graph import ImportedGraph, Node, Tensor, import_graph, numpy_type
+from stof_onnx.rewriter.graph import (
+    ImportedGraph,
+    Node,
+    Tensor,
+    import_graph,
+    node_name,
+    numpy_type,
+)
 from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, OperandSource, lift, lift_dense
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
@@ -113,7 +120,7 @@ _WHOLE_BLOCKS = {
 def find_whole_blocks(graph: gs.Graph) -> list[RefusedBlock]:
     """Attention operators, which are named and left as they are."""
     return [
-        RefusedBlock(node.name, f"{node.op} {node.name!r}: {what} is not read yet")
+        RefusedBlock(node_name(node), f"{node.op} {node_name(node)!r}: {what} is not read yet")
         for node in graph.nodes
         if (what := _WHOLE_BLOCKS.get(node.op)) is not None
     ]
@@ -214,9 +221,9 @@ def _refused(context: _Context, softmax: Node, reason: str) -> RefusedBlock:
         heads = context.sym.shape(softmax.inputs[0])[1]
         dim = context.sym.shape(product.inputs[0])[-1] if product is not None else None
     except (Unliftable, IndexError):
-        return RefusedBlock(softmax.name, reason)
+        return RefusedBlock(node_name(softmax), reason)
     sizes = [int(size.value) if isinstance(size, Const) else 0 for size in (heads, dim)]
-    return RefusedBlock(softmax.name, reason, *sizes)
+    return RefusedBlock(node_name(softmax), reason, *sizes)
 
 
 def _lift_and_prove(context: _Context, block: AttentionBlock) -> tuple[LiftedMask, str]:
@@ -267,7 +274,7 @@ def _replace(
     output.inputs.clear()
     node = gs.Node(
         op=OP_TYPE,
-        name=context.imported.fresh(f"stof/{block.name or block.output.tensor.name}"),
+        name=context.imported.fresh(f"stof/{block.name}"),
         attrs={
             **attributes.attributes(),
             "plugin_version": PLUGIN_VERSION,

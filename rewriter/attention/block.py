@@ -7,16 +7,14 @@ from typing import Literal
 
 from stof_onnx.ir.expr import Expr
 from stof_onnx.ir.operators.masked_attention import Layout, TensorLayout
-from stof_onnx.rewriter.graph import Node, Tensor
+from stof_onnx.rewriter.graph import Node, Tensor, node_name
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error
     """A block is left as it is; the message names the node and the reason."""
 
     def __init__(self, node: Node, reason: str) -> None:
-        self.node_name: str = node.name
-        self.reason = reason
-        super().__init__(f"{node.op} {node.name!r}: {reason}")
+        super().__init__(f"{node.op} {node_name(node)!r}: {reason}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,24 @@ from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 # Operators a score passes through on its way to the Softmax, for telling the score
 # side of a binary operator from its mask side.
-_PASSED = {"Add", "Mul", "Div", "Where", "Cast", "Identity", "Sub"}
+_PASSED = frozenset({"Add", "Mul", "Div", "Where", "Cast", "Identity", "Sub"})
+# And those that make a Softmax attention-like although no step reads them: it is
+# reported, with the operator as the reason.
+SEEN_THROUGH = _PASSED | {
+    "Clip",
+    "Concat",
+    "Dropout",
+    "Max",
+    "Min",
+    "Neg",
+    "Pow",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Tanh",
+    "Transpose",
+    "Unsqueeze",
+}
 _DEPTH = 10
 _SCORE_RANK = 4
 
@@ -62,16 +79,18 @@ class ChainContext:
         self.chain.score_dtype = dtype
         self.chain.stages.insert(0, stage)
 
-    def reaches_product(self, tensor: Tensor, depth: int = _DEPTH) -> bool:
+    def reaches_product(
+        self, tensor: Tensor, depth: int = _DEPTH, passed: frozenset[str] = _PASSED
+    ) -> bool:
         """Whether a tensor is a product of two run-time tensors, scaled and masked."""
         node = producer(tensor)
         if node is None or depth == 0:
             return False
         if node.op == "MatMul":
             return not any(isinstance(t, gs.Constant) for t in node.inputs)
-        if node.op not in _PASSED:
+        if node.op not in passed:
             return False
-        return any(self.reaches_product(t, depth - 1) for t in node.inputs)
+        return any(self.reaches_product(t, depth - 1, passed) for t in node.inputs)
 
 
 def float_type(tensor: Tensor) -> str:

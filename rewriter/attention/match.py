@@ -16,12 +16,12 @@ from stof_onnx.rewriter.attention.block import (
     ScoreChain,
     ScoreIndex,
 )
-from stof_onnx.rewriter.attention.context import ChainContext, float_type
+from stof_onnx.rewriter.attention.context import SEEN_THROUGH, ChainContext, float_type
 from stof_onnx.rewriter.attention.operands import Sizes, read_operand
 from stof_onnx.rewriter.attention.outputs import find_output, shapes_die
 from stof_onnx.rewriter.attention.score_steps import SCORE_STEPS
 from stof_onnx.rewriter.attention.weight_steps import WEIGHT_STEPS
-from stof_onnx.rewriter.graph import Node, Tensor, consumers, is_graph_output, producer
+from stof_onnx.rewriter.graph import Node, Tensor, consumers, is_graph_output, node_name, producer
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 from stof_onnx.rewriter.symbolic.indexing import broadcast_index
 
@@ -33,7 +33,7 @@ _TYPES = ("float32", "float16", "bfloat16")
 def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> bool:
     """Whether a Softmax lies between two products of run-time tensors."""
     context = ChainContext(sym, ScoreChain())
-    if not context.reaches_product(softmax.inputs[0]):
+    if not context.reaches_product(softmax.inputs[0], passed=SEEN_THROUGH):
         return False
     frontier = [softmax.outputs[0]]
     for _ in range(6):
@@ -61,11 +61,11 @@ def score_product(sym: SymbolicGraph, softmax: Node) -> Node | None:
     """The product of run-time tensors that the scores come from, found roughly."""
     context = ChainContext(sym, ScoreChain())
     tensor = softmax.inputs[0]
-    while context.reaches_product(tensor):
+    while context.reaches_product(tensor, passed=SEEN_THROUGH):
         node = producer(tensor)
         if node is None or node.op == "MatMul":
             return node
-        tensor = next(t for t in node.inputs if context.reaches_product(t))
+        tensor = next(t for t in node.inputs if context.reaches_product(t, passed=SEEN_THROUGH))
     return None
 
 
@@ -102,7 +102,7 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     if chain.score_dtype not in _TYPES:
         raise Refused(softmax, f"masks meet the scores as {chain.score_dtype or 'unknown type'}")
     return AttentionBlock(
-        name=softmax.name,
+        name=node_name(softmax),
         softmax=softmax,
         dims=dims,
         index=index,

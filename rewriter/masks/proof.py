@@ -13,8 +13,10 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
+from onnx import TensorProto
 
 from stof_onnx.ir.expr import Const, Expr, Var, evaluate, walk
 from stof_onnx.ir.expr.ops import Array
@@ -32,6 +34,9 @@ _BATCH = 2
 _LEAST_SIZES = 3
 # How many of the sizes a report names.
 _LISTED = 12
+_FEW = 4
+_MOST_CONSTANTS = 8
+_TELLING = 7
 _RULES = ("longer", "Sk", "Sq", "B")
 
 
@@ -72,6 +77,8 @@ def prove(graph: gs.Graph, sym: SymbolicGraph, block: AttentionBlock, lifted: Li
     run = _Run(sym, block, lifted, cut, session)
     seen: dict[str, None] = {}
     assignments = list(_sizes(sym, block, cut, lifted))
+    # A size at which batch, queries and keys can't be taken for each other comes first.
+    assignments.sort(key=lambda choice: sum(choice[0].values()) < _TELLING)
     for symbols, others in assignments:
         dims = [_evaluate(dim, symbols) for dim in block.dims]
         found = run.values(symbols, others, dims)
@@ -195,6 +202,7 @@ def _build_session(
     for value in model.graph.input:
         value.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
+    _widen_bfloat16(model.graph)
     model.ir_version = 10
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -207,6 +215,22 @@ def _build_session(
         raise ProofFailed(f"the mask's subgraph can't be run on its own: {error}") from error
 
 
+def _widen_bfloat16(graph: onnx.GraphProto) -> None:
+    """ONNX Runtime has few bfloat16 kernels; a mask's numbers are the same in float32."""
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    tensors = [*graph.initializer, *(a.t for n in graph.node for a in n.attribute)]
+    for tensor in tensors:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            wide = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+
+
 def _sizes(
     sym: SymbolicGraph, block: AttentionBlock, cut: Cut, lifted: LiftedMask
 ) -> Iterator[tuple[dict[str, int], list[str]]]:
@@ -216,7 +240,8 @@ def _sizes(
     shapes = [dim for tensor in (*cut.loaded, *cut.shaped) for dim in _dims(sym, tensor)]
     others = _symbols(shapes) - batch - lengths
     limit = _length_limit(lifted)
-    sizes = sorted({s for s in (*_BASE_SIZES, *_around_constants(lifted.program)) if s <= limit})
+    around = _around(_constants(lifted.program) | _graph_constants(cut))
+    sizes = sorted({s for s in (*_BASE_SIZES, *around) if s <= limit})
     if limit < MAX_SIZE:
         sizes = sorted({*sizes, limit - 1, limit} - {0})
     candidates = [{}] if not lengths else list(_length_choices(sorted(lengths), sizes))
@@ -282,10 +307,20 @@ def _constants(program: MaskProgram) -> set[int]:
     return constants - {0, 1}
 
 
-def _around_constants(program: MaskProgram) -> set[int]:
-    """Sizes just below, at and above each integer of the program, and twice it."""
+def _graph_constants(cut: Cut) -> set[int]:
+    """Integers that the subgraph computes with: one that the program lacks matters most."""
+    found: set[int] = set()
+    for tensor in (tensor for node in cut.nodes for tensor in node.inputs):
+        is_small = isinstance(tensor, gs.Constant) and tensor.values.size <= _FEW
+        if is_small and np.issubdtype(tensor.values.dtype, np.integer):
+            found |= {abs(int(value)) for value in tensor.values.reshape(-1)}
+    return set(sorted(n for n in found if 1 < n < MAX_SIZE)[-_MOST_CONSTANTS:])
+
+
+def _around(constants: set[int]) -> set[int]:
+    """Sizes just below, at and above each constant, and twice it."""
     sizes: set[int] = set()
-    for constant in _constants(program):
+    for constant in constants:
         sizes |= {constant - 1, constant, constant + 1, constant + 2, 2 * constant + 3}
     return sizes - {0}
 
@@ -308,7 +343,8 @@ def _feeds(
     zero_one = {s.tensor for s in lifted.sources if s.kind != "bool"}
     for tensor in (*cut.loaded, *cut.shaped):
         shape = [_evaluate(dim, symbols) for dim in _dims(sym, tensor)]
-        dtype = numpy_type(tensor)
+        is_bfloat16 = tensor.dtype == TensorProto.BFLOAT16
+        dtype = np.dtype(np.float32) if is_bfloat16 else numpy_type(tensor)
         if dtype is None:
             raise ProofFailed(f"numpy has no type for {tensor.name!r}")
         if any(tensor is shaped for shaped in cut.shaped):

@@ -196,9 +196,9 @@ class SymbolicGraph:
             self.tables[tensor.name] = array
             return Load(tensor.name, index, "bool")
         if np.issubdtype(array.dtype, np.floating):
-            # Two distinct values make a boolean table: 0 (or the larger) where it is true.
+            # An additive mask of two values is a boolean table: true where it is 0.
             low, high = array.min(), array.max()
-            if np.all((array == low) | (array == high)):
+            if high == 0 and np.all((array == low) | (array == high)):
                 self.tables[tensor.name] = array == high
                 condition = Load(tensor.name, index, "bool")
                 return where(condition, _literal(high), _literal(low))

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from stof_onnx.ir.expr import Const, Expr, Poly
-from stof_onnx.ir.expr.bounds import is_positive
+from stof_onnx.ir.expr.bounds import is_nonnegative, is_positive
 from stof_onnx.ir.expr.build import add, floordiv, integer, maximum, minimum, mod, mul, sub
 from stof_onnx.rewriter.symbolic.registry import Index, Node, Shape, Unliftable
 
@@ -150,6 +150,8 @@ def _slice_bound(bound: Expr, dim: Expr) -> Expr:
         return maximum(add(bound, dim), integer(0)) if value < 0 else minimum(bound, dim)
     if is_positive(-Poly.of(bound)):
         return maximum(add(bound, dim), integer(0))
+    if not is_nonnegative(Poly.of(bound)):
+        raise Unliftable("a Slice bound that may count from either end")
     return bound
 
 

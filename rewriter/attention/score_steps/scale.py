@@ -22,4 +22,4 @@ def step(context: ChainContext, node: Node) -> Tensor | None:
         context.chain.scale *= factor
         context.chain.is_scaled = True
         return node.inputs[1 - position]
-    raise Refused(node, "the scores are scaled by something that is not one number")
+    raise Refused(node, "the scores are scaled by something that is not one finite number")
