@@ -170,5 +170,5 @@ def _is_typed(tensor: gs.Tensor) -> bool:
         isinstance(tensor, gs.Variable)
         and tensor.dtype is not None
         and tensor.shape is not None
-        and all(isinstance(dim, str) or dim > 0 for dim in tensor.shape)
+        and all(isinstance(dim, str) or (dim is not None and dim > 0) for dim in tensor.shape)
     )

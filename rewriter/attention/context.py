@@ -35,6 +35,7 @@ SEEN_THROUGH = _PASSED | {
     "Unsqueeze",
 }
 _DEPTH = 10
+FLOAT_TYPES = ("float32", "float16", "bfloat16")
 _SCORE_RANK = 4
 
 
@@ -73,11 +74,14 @@ class ChainContext:
 
     def record(self, stage: MaskStage) -> None:
         """Add a mask above the ones found so far; all must meet the scores in one type."""
-        dtype = float_type(stage.node.outputs[0])
-        if self.chain.stages and dtype != self.chain.score_dtype:
-            raise Refused(stage.node, "the masks meet the scores in different types")
-        self.chain.score_dtype = dtype
+        self.round_scores(stage.node, float_type(stage.node.outputs[0]))
         self.chain.stages.insert(0, stage)
+
+    def round_scores(self, node: Node, dtype: str) -> None:
+        """Note the type that the scores have here; below they may only have been widened."""
+        if self.chain.score_dtype not in ("", dtype):
+            raise Refused(node, "the scores change their type between the masks")
+        self.chain.score_dtype = dtype
 
     def reaches_product(
         self, tensor: Tensor, depth: int = _DEPTH, passed: frozenset[str] = _PASSED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 import onnx_graphsurgeon as gs
@@ -16,7 +17,7 @@ from stof_onnx.rewriter.attention.block import (
     ScoreChain,
     ScoreIndex,
 )
-from stof_onnx.rewriter.attention.context import SEEN_THROUGH, ChainContext, float_type
+from stof_onnx.rewriter.attention.context import FLOAT_TYPES, SEEN_THROUGH, ChainContext, float_type
 from stof_onnx.rewriter.attention.operands import Sizes, read_operand
 from stof_onnx.rewriter.attention.outputs import find_output, shapes_die
 from stof_onnx.rewriter.attention.score_steps import SCORE_STEPS
@@ -27,7 +28,7 @@ from stof_onnx.rewriter.symbolic.indexing import broadcast_index
 
 Role = Literal["query", "key", "value"]
 
-_TYPES = ("float32", "float16", "bfloat16")
+_RANK = 4
 
 
 def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> bool:
@@ -77,6 +78,8 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     """
     chain = ScoreChain()
     context = ChainContext(sym, chain)
+    with contextlib.suppress(Unliftable):  # an unknown shape has a better reason further up
+        _require_rank(softmax, len(sym.shape(softmax.inputs[0])))
     product = _walk_scores(graph, context, softmax)
     dims, assumptions = _score_dims(sym, softmax, product)
     weights, guarded, weight_nodes = _walk_weights(graph, sym, softmax)
@@ -99,7 +102,7 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
         raise Refused(softmax, "the shape of the scores or weights is needed elsewhere")
     walked = [*inner, *output.nodes, *(node for _, nodes in reads for node in nodes)]
     chain.score_dtype = chain.score_dtype or dtype
-    if chain.score_dtype not in _TYPES:
+    if chain.score_dtype not in FLOAT_TYPES:
         raise Refused(softmax, f"masks meet the scores as {chain.score_dtype or 'unknown type'}")
     return AttentionBlock(
         name=node_name(softmax),
@@ -122,7 +125,7 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
 
 def _common_type(product: Node, tensors: list[Tensor]) -> str:
     types = {float_type(tensor) for tensor in tensors}
-    if len(types) != 1 or not types <= set(_TYPES):
+    if len(types) != 1 or not types <= set(FLOAT_TYPES):
         found = ", ".join(sorted(t or "unknown" for t in types))
         raise Refused(product, f"query, key, value and output have types {found}")
     return types.pop()
@@ -144,9 +147,7 @@ def _score_dims(
         dims, masked = sym.shape(product.outputs[0]), sym.shape(softmax.inputs[0])
     except Unliftable as reason:
         raise Refused(softmax, f"the shape of the scores is unknown: {reason}") from reason
-    if len(dims) != 4 or len(masked) != 4:
-        rank = max(len(dims), len(masked))
-        raise Refused(softmax, f"scores have rank {rank}; only [B, H, Sq, Sk] is supported")
+    _require_rank(softmax, len(dims))
     if softmax.attrs.get("axis", -1) not in (-1, 3):
         raise Refused(softmax, f"softmax over axis {softmax.attrs['axis']}, not over the keys")
     assumed = []
@@ -157,6 +158,11 @@ def _score_dims(
             raise Refused(softmax, f"the mask makes {to_text(own)} of the scores {to_text(other)}")
         assumed.append(f"dimensions {to_text(own)!r} and {to_text(other)!r} are taken to be equal")
     return (dims[0], dims[1], dims[2], dims[3]), tuple(assumed)
+
+
+def _require_rank(softmax: Node, rank: int) -> None:
+    if rank != _RANK:
+        raise Refused(softmax, f"scores have rank {rank}; only [B, H, Sq, Sk] is supported")
 
 
 def _heads(softmax: Node, dims: tuple[Expr, ...]) -> int:

@@ -14,7 +14,7 @@ from stof_onnx.ir.expr import Const, Expr, Poly
 from stof_onnx.ir.expr.build import floordiv, integer
 from stof_onnx.ir.operators.masked_attention import TensorLayout
 from stof_onnx.rewriter.attention.block import OperandRead
-from stof_onnx.rewriter.attention.context import ChainContext, float_type
+from stof_onnx.rewriter.attention.context import FLOAT_TYPES, ChainContext, float_type
 from stof_onnx.rewriter.graph import Node, Tensor, producer
 from stof_onnx.rewriter.symbolic.indexing import broadcast_index
 from stof_onnx.rewriter.symbolic.registry import Index, Shape, Unliftable
@@ -83,9 +83,11 @@ def read_operand(
 
 
 def _scaled(context: ChainContext, node: Node, index: Index) -> tuple[Tensor, Index, float] | None:
-    """(input, its index, factor) of a Mul or Div by one number, or of a Cast to itself."""
-    if node.op == "Cast" and float_type(node.inputs[0]) == float_type(node.outputs[0]) != "":
-        return node.inputs[0], index, 1.0
+    """(input, its index, factor) of a Mul or Div by one number, or of a Cast that is exact."""
+    if node.op == "Cast":
+        source, target = float_type(node.inputs[0]), float_type(node.outputs[0])
+        is_exact = source in FLOAT_TYPES and target in {source, "float32"}
+        return (node.inputs[0], index, 1.0) if is_exact else None
     if node.op not in ("Mul", "Div"):
         return None
     for position in (1, 0) if node.op == "Mul" else (1,):
