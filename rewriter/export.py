@@ -6,7 +6,7 @@ Nodes that nothing needs any more are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
-from stof_onnx.rewriter.graph import ImportedGraph, Node, subgraphs
+from stof_onnx.ir.nesting import reads
+from stof_onnx.rewriter.graph import ImportedGraph, Node
 
 
 def export_model(
@@ -85,15 +86,6 @@ def _without_numpy_type(value: Any) -> Any:
     return value
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node reads, also those that its subgraphs take from outside."""
-    yield from node.input
-    for graph in subgraphs(node):
-        for inner in graph.node:
-            yield from _reads(inner)
-        yield from (output.name for output in graph.output)
-
-
 def _live(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes that an output of the model depends on."""
     maker = {name: node for node in nodes for name in node.output if name}
@@ -103,14 +95,14 @@ def _live(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.Node
         node = maker.get(frontier.pop())
         if node is not None and id(node) not in live:
             live.add(id(node))
-            frontier += _reads(node)
+            frontier += reads(node)
     return [node for node in nodes if id(node) in live]
 
 
 def _sorted(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """In topological order, otherwise in the given one."""
     maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    needs = [{maker[n] for n in _reads(node) if n in maker} - {i} for i, node in enumerate(nodes)]
+    needs = [{maker[n] for n in reads(node) if n in maker} - {i} for i, node in enumerate(nodes)]
     done: set[int] = set()
     order: list[int] = []
     for start in range(len(nodes)):
@@ -135,7 +127,7 @@ def _write_graph(
     nodes: list[onnx.NodeProto],
     imported: ImportedGraph,
 ) -> None:
-    used = {name for node in nodes for name in _reads(node)}
+    used = {name for node in nodes for name in reads(node)}
     used |= {value.name for value in (*source.input, *source.output)}
     made = {name for node in nodes for name in node.output}
     for descriptor, value in source.ListFields():

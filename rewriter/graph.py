@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from stof_onnx.ir.errors import InputError
+from stof_onnx.ir.nesting import all_names
 
 # Its warnings are about graphs in the making, not about the user's model.
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -102,7 +103,7 @@ def import_graph(model: onnx.ModelProto) -> ImportedGraph:
             for node, proto in zip(graph.nodes, model.graph.node, strict=True)
         },
         {},
-        _all_names(model.graph),
+        all_names(model.graph),
     )
     _free_overridable(graph, model)
     _apply_types(graph, _inferred_types(model))
@@ -126,26 +127,6 @@ def _unnamed_attribute_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]
         for attribute in node.attribute
         if attribute.HasField("t") and not attribute.t.HasField("name")
     ]
-
-
-def _all_names(graph: onnx.GraphProto) -> set[str]:
-    names = {value.name for value in (*graph.input, *graph.output, *graph.value_info)}
-    names |= {tensor.name for tensor in graph.initializer}
-    names |= {sparse.values.name for sparse in graph.sparse_initializer}
-    for node in graph.node:
-        names |= {node.name, *node.input, *node.output}
-        for inner in subgraphs(node):
-            names |= _all_names(inner)
-    return names
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs in a node's attributes (If, Loop, Scan)."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
 
 
 def _free_overridable(graph: gs.Graph, model: onnx.ModelProto) -> None:

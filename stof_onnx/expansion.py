@@ -9,6 +9,7 @@ from onnx import numpy_helper
 
 from stof_onnx.ir.errors import MalformedNodeError
 from stof_onnx.ir.expr.ops import Array
+from stof_onnx.ir.nesting import all_names, nested_nodes, reads
 from stof_onnx.ir.operators.builder import Builder, ConstantPool
 from stof_onnx.ir.operators.masked_attention import node_attributes
 from stof_onnx.ir.operators.registry import DOMAIN, OPERATORS
@@ -23,19 +24,21 @@ def expand_model(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         MalformedNodeError: naming the stof node that breaks its specification.
     """
+    _require_top_level(model.graph)
     if not any(node.domain == DOMAIN for node in model.graph.node):
         return model
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     constants = _Constants({tensor.name: tensor for tensor in graph.initializer})
-    pool = ConstantPool("stof/expand/")
+    prefix = _free_prefix(graph)
+    pool = ConstantPool(prefix)
     nodes: list[onnx.NodeProto] = []
     for position, node in enumerate(graph.node):
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
-        builder = Builder(f"stof/expand/{position}/", pool)
+        builder = Builder(f"{prefix}{position}/", pool)
         _expand_node(node, builder, constants)
         nodes += builder.nodes
     kept = _needed(nodes, graph)
@@ -82,29 +85,40 @@ def _expand_node(node: onnx.NodeProto, builder: Builder, constants: _Constants) 
     operator.expand(builder, list(node.input), list(node.output), constants, name)
 
 
+def _require_top_level(graph: onnx.GraphProto) -> None:
+    for node in nested_nodes(graph):
+        if node.domain == DOMAIN:
+            raise MalformedNodeError(
+                f"node {node.name!r} of domain {DOMAIN} is inside an If, Loop or Scan",
+                "stof nodes in the main graph only",
+            )
+
+
+def _free_prefix(graph: onnx.GraphProto) -> str:
+    """A prefix that no name in the model has (it may have been expanded before)."""
+    names = all_names(graph)
+    prefix, count = "stof/expand/", 1
+    while any(name.startswith(prefix) for name in names):
+        count += 1
+        prefix = f"stof/expand{count}/"
+    return prefix
+
+
 def _needed(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Without the nodes whose outputs nobody reads (tables that expansion ignores)."""
     wanted = {output.name for output in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(nodes):
-        if wanted.isdisjoint(node.output):
-            continue
-        kept.append(node)
-        wanted.update(node.input)
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                wanted.update(name for n in inner.node for name in n.input)
+        if not wanted.isdisjoint(node.output):
+            kept.append(node)
+            wanted.update(reads(node))
     return kept[::-1]
 
 
 def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in reads(node)}
     # An initializer that is an input as well is the input's default.
     used |= {value.name for value in (*graph.input, *graph.output)}
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                used.update(name for n in inner.node for name in n.input)
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     if len(kept) != len(graph.initializer):
         del graph.initializer[:]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from stof_onnx.expansion import expand_model
 from stof_onnx.rewriter.rewrite import rewrite
 
@@ -37,7 +38,8 @@ def build(path):
     parser = trt.OnnxParser(network, logger)
     with open(path, "rb") as file:
         if not parser.parse(file.read()):
-            return "parser: " + "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+            errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+            return "parser: " + "; ".join(errors)
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
@@ -45,8 +47,9 @@ def build(path):
         shape = tuple(tensor.shape)
         if -1 not in shape:
             continue
+        free = [BATCH, *[LENGTH] * (len(shape) - 1)]
         sizes = [
-            [d if d >= 0 else (BATCH if axis == 0 else LENGTH)[which] for axis, d in enumerate(shape)]
+            [d if d >= 0 else choices[which] for d, choices in zip(shape, free, strict=True)]
             for which in range(3)
         ]
         profile.set_shape(tensor.name, *sizes)
