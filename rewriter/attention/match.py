@@ -154,7 +154,7 @@ def _score_dims(
     for own, other in zip(dims, masked, strict=True):
         if own == other:
             continue
-        if isinstance(other, Const) or isinstance(own, Const):
+        if not (isinstance(own, Var) and isinstance(other, Var)):
             raise Refused(softmax, f"the mask makes {to_text(own)} of the scores {to_text(other)}")
         assumed.append(f"dimensions {to_text(own)!r} and {to_text(other)!r} are taken to be equal")
     return (dims[0], dims[1], dims[2], dims[3]), tuple(assumed)
