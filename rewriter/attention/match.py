@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Literal
 
 import onnx_graphsurgeon as gs
@@ -12,6 +13,7 @@ from stof_onnx.ir.expr.build import integer
 from stof_onnx.ir.operators.masked_attention import TensorLayout
 from stof_onnx.rewriter.attention.block import (
     AttentionBlock,
+    MaskStage,
     OperandRead,
     Refused,
     ScoreChain,
@@ -81,7 +83,7 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     with contextlib.suppress(Unliftable):  # an unknown shape has a better reason further up
         _require_rank(softmax, len(sym.shape(softmax.inputs[0])))
     product = _walk_scores(graph, context, softmax)
-    dims, assumptions = _score_dims(sym, softmax, product)
+    dims, assumptions = _score_dims(sym, softmax, product, chain.stages)
     weights, guarded, weight_nodes = _walk_weights(graph, sym, softmax)
     value_product = _value_product(graph, weights)
     index = ScoreIndex(*(_index(n, dim) for n, dim in zip("bhqk", dims, strict=True)))
@@ -136,7 +138,7 @@ def _index(name: str, dim: Expr) -> Expr:
 
 
 def _score_dims(
-    sym: SymbolicGraph, softmax: Node, product: Node
+    sym: SymbolicGraph, softmax: Node, product: Node, stages: Sequence[MaskStage]
 ) -> tuple[tuple[Expr, Expr, Expr, Expr], tuple[str, ...]]:
     """(B, H, Sq, Sk) of the score product, and equalities taken for granted.
 
@@ -144,19 +146,23 @@ def _score_dims(
     two are taken to be equal.
     """
     try:
-        dims, masked = sym.shape(product.outputs[0]), sym.shape(softmax.inputs[0])
+        dims = sym.shape(product.outputs[0])
+        shapes = [sym.shape(stage.tensor) for stage in stages]
     except Unliftable as reason:
         raise Refused(softmax, f"the shape of the scores is unknown: {reason}") from reason
     _require_rank(softmax, len(dims))
-    if softmax.attrs.get("axis", -1) not in (-1, 3):
+    if softmax.attrs.get("axis", -1) not in (-1, _RANK - 1):
         raise Refused(softmax, f"softmax over axis {softmax.attrs['axis']}, not over the keys")
-    assumed = []
-    for own, other in zip(dims, masked, strict=True):
-        if own == other:
-            continue
-        if not (isinstance(own, Var) and isinstance(other, Var)):
-            raise Refused(softmax, f"the mask makes {to_text(own)} of the scores {to_text(other)}")
-        assumed.append(f"dimensions {to_text(own)!r} and {to_text(other)!r} are taken to be equal")
+    assumed: dict[str, None] = {}
+    for stage, shape in zip(stages, shapes, strict=True):
+        _require_rank(softmax, max(_RANK, len(shape)))
+        for own, other in zip(reversed(dims), reversed(shape), strict=False):
+            if other in (own, integer(1)):
+                continue
+            a, b = to_text(own), to_text(other)
+            if not (isinstance(own, Var) and isinstance(other, Var)):
+                raise Refused(stage.node, f"the mask makes {a} of the scores {b}")
+            assumed[f"dimensions {a!r} and {b!r} are taken to be equal"] = None
     return (dims[0], dims[1], dims[2], dims[3]), tuple(assumed)
 
 

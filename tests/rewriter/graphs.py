@@ -75,12 +75,12 @@ class Graph:
         return names
 
     def const(self, value: Any, dtype: str = "float32") -> Value:
-        """A constant tensor."""
-        return self.initializer(
-            helper.make_tensor("", TYPES[dtype], np.shape(value), np.ravel(value))
-            if dtype == "bfloat16"
-            else numpy_helper.from_array(np.asarray(value, dtype))
-        )
+        """A constant tensor; a number too large for the type becomes an infinity."""
+        if dtype == "bfloat16":
+            shape, values = np.shape(value), np.ravel(value)
+            return self.initializer(helper.make_tensor("", TYPES[dtype], shape, values))
+        with np.errstate(over="ignore"):
+            return self.initializer(numpy_helper.from_array(np.asarray(value, dtype)))
 
     def initializer(self, tensor: onnx.TensorProto) -> Value:
         """Add a tensor under a new name."""
