@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -211,6 +212,8 @@ def test_the_scale_is_a_float32_number() -> None:
 @pytest.mark.parametrize("opset", [13, 14, 15, 16, 17, 18, 19, 20, 21, 23, 24])
 @pytest.mark.parametrize("mask", ["arithmetic", "documents", "table_by_batch"])
 def test_opsets(opset: int, mask: str) -> None:
+    if opset > 23 and tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24):
+        pytest.skip("this ONNX Runtime (the newest for Python 3.10) ends at opset 23")
     node = node_of(Case(Sizes(groups=2, queries=5, keys=4), mask))
     got = run(model_of(node, opset=opset), node)
     np.testing.assert_allclose(got, node.wanted, rtol=2e-6, atol=2e-6)
