@@ -29,6 +29,7 @@ Tensor = Any
 _DEFAULT_DOMAINS = (None, "", "ai.onnx")
 # Initializers up to this many bytes take part in type inference with their values.
 _SMALL = 1024
+_DEFAULTS_SINCE = 4
 _CONSTANT_DTYPES = {
     "value_int": "int64",
     "value_ints": "int64",
@@ -130,7 +131,12 @@ def _unnamed_attribute_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]
 
 
 def _free_overridable(graph: gs.Graph, model: onnx.ModelProto) -> None:
-    """An initializer that is an input too is only a default: not a constant."""
+    """An initializer that is an input too is only a default: not a constant.
+
+    Before IR version 4 every initializer had to be an input, and was a constant.
+    """
+    if model.ir_version < _DEFAULTS_SINCE:
+        return
     declared = {value.name: value.type.tensor_type for value in model.graph.input}
     tensors = graph.tensors()
     for tensor in [tensors[name] for name in declared if name in tensors]:

@@ -69,6 +69,9 @@ class SymbolicGraph:
         if isinstance(tensor, gs.Constant):
             return tuple(integer(n) for n in tensor.shape)
         found = self._shapes.get(id(tensor))
+        if found is None and not tensor.inputs:
+            # An input's default: no input of the graph for graphsurgeon, and no constant.
+            found = self._shapes[id(tensor)] = self._declared_shape(tensor)
         if found is None:
             raise Unliftable(f"tensor {tensor.name!r} has no known shape")
         if isinstance(found, Unliftable):

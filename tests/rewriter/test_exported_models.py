@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 import stof_onnx
 from stof_onnx.expansion import expand_model
@@ -326,3 +327,15 @@ def test_a_model_without_attention_is_returned_as_it_is():
     original, _, done = optimized("mlp_dynamo.onnx")
     assert done.model is original
     assert done.blocks == ()
+
+
+def test_initializers_that_are_inputs_too_are_no_constants():
+    # torch.onnx.export(keep_initializers_as_inputs=True): a caller may feed other weights.
+    model = onnx.load(MODELS / "bert_sdpa_torchscript.onnx")
+    for tensor in model.graph.initializer:
+        info = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        model.graph.input.append(info)
+    done = rewrite(model)
+    assert [isinstance(block, FusedBlock) for block in done.blocks] == [True, True]
+    expanded = expand_model(done.model)
+    assert {i.name for i in expanded.graph.input} == {i.name for i in model.graph.input}
