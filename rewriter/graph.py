@@ -7,6 +7,7 @@ metadata stay as they were, byte for byte, whatever types they have.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,8 +146,8 @@ def _free_overridable(graph: gs.Graph, model: onnx.ModelProto) -> None:
             tensor.to_variable(dtype=tensor.dtype, shape=dims)
 
 
-def _inferred_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of each tensor, by ONNX's own inference.
+def _inferred_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Type and shape of each tensor, by ONNX's own inference.
 
     Large initializers enter as typed inputs, so that nothing big is copied.
     """
@@ -172,19 +173,26 @@ def _inferred_types(model: onnx.ModelProto) -> dict[str, int]:
     except (onnx.shape_inference.InferenceError, RuntimeError):
         return {}
     return {
-        info.name: info.type.tensor_type.elem_type
+        info.name: info.type.tensor_type
         for info in inferred.graph.value_info
         if info.type.HasField("tensor_type")
     }
 
 
-def _apply_types(graph: gs.Graph, types: dict[str, int]) -> None:
+def _apply_types(graph: gs.Graph, types: dict[str, onnx.TypeProto.Tensor]) -> None:
+    """Types and shapes where the model declares none; shapes serve where no rule does."""
     for name, tensor in graph.tensors().items():
-        if isinstance(tensor, gs.Variable) and tensor.dtype is None and types.get(name):
-            try:
-                tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(types[name])
-            except KeyError:
-                continue
+        if not isinstance(tensor, gs.Variable) or name not in types:
+            continue
+        found = types[name]
+        if tensor.dtype is None and found.elem_type:
+            with contextlib.suppress(KeyError):
+                tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(found.elem_type)
+        if tensor.shape is None and found.HasField("shape"):
+            dims = [dim.dim_param or dim.dim_value for dim in found.shape.dim]
+            # Symbols that inference made up ("unk__3") say no more than no shape.
+            if all(isinstance(dim, int) or not dim.startswith("unk__") for dim in dims):
+                tensor.shape = dims
 
 
 def _is_foldable(proto: onnx.NodeProto) -> bool:

@@ -47,6 +47,7 @@ Advance = Callable[[], None]
 # How a refusal starts that is a bug of ours; tests look for it.
 INTERNAL_ERROR = "stof-onnx failed on this block"
 _OLDEST_OPSET = 13
+_DENSE = "read at run time as it is"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -61,6 +62,7 @@ class FusedBlock:
         proof: what the mask was compared at.
         assumptions: what the reading relies on.
         query_shape, key_shape: symbolic shapes of the tensors that are read.
+        is_proven: False where the mask is read densely, as it is.
     """
 
     block: AttentionBlock
@@ -70,6 +72,7 @@ class FusedBlock:
     assumptions: tuple[str, ...]
     query_shape: tuple[str, ...]
     key_shape: tuple[str, ...]
+    is_proven: bool = True
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
         assumptions=(*block.assumptions, *lifted.assumptions),
         query_shape=_texts(context.sym.shape(block.query.tensor)),
         key_shape=_texts(context.sym.shape(block.key.tensor)),
+        is_proven=not proof.startswith(_DENSE),
     )
 
 
@@ -233,7 +237,7 @@ def _lift_and_prove(context: _Context, block: AttentionBlock) -> tuple[LiftedMas
         return lifted, _prove(context, block, lifted)
     except (NotLiftable, ProofFailed) as reason:
         dense = lift_dense(context.sym, block)
-        return dense, f"read at run time as it is, because {reason}"
+        return dense, f"{_DENSE}, because {reason}"
 
 
 def _prove(context: _Context, block: AttentionBlock, lifted: LiftedMask) -> str:
@@ -348,10 +352,10 @@ def _texts(dims: Iterable[Expr]) -> tuple[str, ...]:
 
 
 def _notes(blocks: Iterable[FusedBlock | RefusedBlock]) -> tuple[str, ...]:
-    notes = {
-        note: None
-        for block in blocks
-        if isinstance(block, FusedBlock)
-        for note in block.assumptions
-    }
+    notes: dict[str, None] = {}
+    for block in blocks:
+        if isinstance(block, FusedBlock):
+            notes |= dict.fromkeys(block.assumptions)
+            if not block.is_proven:
+                notes[f"a mask is {block.proof}"] = None
     return tuple(notes)

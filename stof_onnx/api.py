@@ -27,6 +27,8 @@ from stof_onnx.rewriter.rewrite import FusedBlock, RefusedBlock, Rewrite, rewrit
 
 __all__ = ["Result", "check", "expand", "inspect", "optimize"]
 
+_UNCHANGED = "nothing was fused: the result is the model as it was"
+
 ModelOrPath = ModelProto | str | os.PathLike[str]
 PathLike = str | os.PathLike[str]
 
@@ -204,7 +206,7 @@ def _report(
         nodes_before=done.nodes_before,
         nodes_after=done.nodes_after,
         targets=tuple(target.name for target in targets),
-        notes=done.notes,
+        notes=done.notes if done.nodes_after != done.nodes_before else (*done.notes, _UNCHANGED),
         check=None if compared is None else compared.to_json(),
         seconds=seconds,
     )

@@ -274,6 +274,8 @@ def check_output_path(output: PathLike, inputs: Iterable[PathLike]) -> None:
             be written.
     """
     target = Path(output)
+    if not target.name:
+        raise OutputError(f"output '{os.fspath(output)}' names no file", "a path like model.onnx")
     written = (target, _data_file(target))
     for model_file in map(Path, inputs):
         for source in (model_file, *sorted(_external_files(model_file))):

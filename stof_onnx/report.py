@@ -101,8 +101,9 @@ class Report:
 
     @property
     def refusal_counts(self) -> dict[str, int]:
-        """How many blocks were refused for each reason."""
-        return dict(Counter(e.reason for e in self.attention if e.status == "refused"))
+        """How many blocks were refused for each reason, whichever node it names."""
+        reasons = [e.reason for e in self.attention if e.status == "refused"]
+        return dict(Counter(reason.split(": ", 1)[-1] for reason in reasons))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable object with every field and the counts."""

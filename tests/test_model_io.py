@@ -382,3 +382,9 @@ def test_digest_sees_every_part():
         change(other)
         digests.add(model_digest(other))
     assert len(digests) == 1 + len(changes)
+
+
+@pytest.mark.parametrize("output", [".", "", "/"])
+def test_an_output_that_names_no_file_is_refused(output):
+    with pytest.raises(OutputError, match="names no file"):
+        check_output_path(output, [])

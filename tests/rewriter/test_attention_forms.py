@@ -483,3 +483,11 @@ def test_a_standard_attention_operator_is_left_as_it_is():
     (reason,) = refusals(model)
     assert "'attention'" in reason
     assert rewrite(model).model is model
+
+
+def test_a_softcap_below_a_mask_is_the_reason():
+    hooks = {"scores": apply("Tanh")}
+    done = rewrite(build(Attention(masks=(PADDING,), hooks=hooks)).model())
+    (block,) = done.blocks
+    assert isinstance(block, RefusedBlock)
+    assert "operator Tanh between the scores and the softmax" in block.reason
