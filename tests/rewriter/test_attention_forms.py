@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from stof_onnx.expansion import expand_model
-from stof_onnx.rewriter.rewrite import FusedBlock, rewrite
+from stof_onnx.rewriter.rewrite import FusedBlock, RefusedBlock, rewrite
 from tests.rewriter.graphs import TYPES, Attention, Graph, Value, add_block, build
 from tests.rewriter.mask_terms import Bias, Mask, Term
 from tests.rewriter.running import (
