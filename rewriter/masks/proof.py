@@ -248,7 +248,6 @@ def _sizes(
     seen = set()
     for choice in candidates:
         symbols = {**dict.fromkeys(batch, _BATCH), **choice}
-        # A dimension that only a constant term of the scores names is no free choice.
         dims = tuple(_evaluate(dim, symbols) for dim in block.dims)
         key = tuple(sorted(symbols.items()))
         if min(dims) >= 1 and max(dims[2:]) <= limit and key not in seen:
