@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from stof_onnx.ir.block_table import ARRAY_NAMES
 from stof_onnx.ir.errors import InputError
@@ -18,8 +18,10 @@ from stof_onnx.ir.expr import Const, Expr, to_text
 from stof_onnx.ir.mask import classify
 from stof_onnx.ir.mask.classify import MaskKind
 from stof_onnx.ir.mask.program import MaskProgram
+from stof_onnx.ir.operators.builder import DTYPES
 from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention
 from stof_onnx.ir.operators.registry import DOMAIN, PLUGIN_VERSION
+from stof_onnx.ir.operators.tensor_info import ONNX_TYPES, TensorInfo
 from stof_onnx.rewriter.attention.block import AttentionBlock, Refused
 from stof_onnx.rewriter.attention.match import (
     is_attention_like,
@@ -43,6 +45,8 @@ from stof_onnx.rewriter.passes.known_shapes import fold_known_shapes
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 Advance = Callable[[], None]
+Refuse = Callable[[MaskedAttention], str | None]
+"""Says why a node couldn't be run, or None."""
 
 # How a refusal starts that is a bug of ours; tests look for it.
 INTERNAL_ERROR = "stof-onnx failed on this block"
@@ -62,6 +66,8 @@ class FusedBlock:
         proof: what the mask was compared at.
         assumptions: what the reading relies on.
         query_shape, key_shape: symbolic shapes of the tensors that are read.
+        node: name of the stof node.
+        inputs: type and shape of each of the node's inputs.
         is_proven: False where the mask is read densely, as it is.
     """
 
@@ -72,6 +78,8 @@ class FusedBlock:
     assumptions: tuple[str, ...]
     query_shape: tuple[str, ...]
     key_shape: tuple[str, ...]
+    node: str
+    inputs: tuple[TensorInfo, ...] = ()
     is_proven: bool = True
 
 
@@ -107,6 +115,7 @@ class Rewrite:
 class _Context:
     imported: ImportedGraph
     sym: SymbolicGraph
+    refuse: Refuse
     operands: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     proofs: dict[Any, str] = field(default_factory=dict)
 
@@ -138,6 +147,7 @@ def rewrite(
     model: onnx.ModelProto,
     on_found: Callable[[int], None] = lambda count: None,
     on_block: Advance = lambda: None,
+    refuse: Refuse = lambda record: None,
 ) -> Rewrite:
     """Replace every attention block that can be read and proven.
 
@@ -145,6 +155,7 @@ def rewrite(
         model: not changed.
         on_found: called with the number of attention-like blocks.
         on_block: called after each of them.
+        refuse: asked before a block is replaced; a reason leaves it as it is.
     """
     _require_opset(model)
     imported = import_graph(model)
@@ -156,7 +167,7 @@ def rewrite(
     fold_known_shapes(imported, sym)
     softmaxes = find_blocks(graph, sym)
     on_found(len(softmaxes))
-    context = _Context(imported, sym)
+    context = _Context(imported, sym, refuse)
     blocks: list[FusedBlock | RefusedBlock] = [*find_whole_blocks(graph)]
     for softmax in softmaxes:
         blocks.append(_fuse(context, softmax))
@@ -165,7 +176,7 @@ def rewrite(
     if not any(isinstance(block, FusedBlock) for block in blocks):
         return Rewrite(model, tuple(blocks), before, before)
     sink_head_transposes(imported, sym)
-    final = tuple(_as_written(block) for block in blocks)
+    final = tuple(_as_written(context, block) for block in blocks)
     rewritten = export_model(imported, model, [(DOMAIN, int(PLUGIN_VERSION))])
     return Rewrite(rewritten, final, before, len(rewritten.graph.node), _notes(final))
 
@@ -180,12 +191,28 @@ def _require_opset(model: onnx.ModelProto) -> None:
         )
 
 
-def _as_written(block: FusedBlock | RefusedBlock) -> FusedBlock | RefusedBlock:
-    """The block with the attributes that the passes after the replacement left."""
+def _as_written(context: _Context, block: FusedBlock | RefusedBlock) -> FusedBlock | RefusedBlock:
+    """The block with the attributes and inputs that the passes after the replacement left."""
     if isinstance(block, RefusedBlock):
         return block
     (node,) = block.block.output.tensor.inputs
-    return replace(block, attributes=MaskedAttention.from_attributes(node.attrs, node.name))
+    record = MaskedAttention.from_attributes(node.attrs, node.name)
+    inputs = tuple(_tensor_info(context, tensor, record) for tensor in node.inputs)
+    return replace(block, attributes=record, inputs=inputs)
+
+
+def _tensor_info(context: _Context, tensor: Tensor, record: MaskedAttention) -> TensorInfo:
+    """Dimensions matter for query, key and value alone, whose symbolic shapes are known."""
+    if tensor.name not in context.sym.tensors or isinstance(tensor, gs.Constant):
+        dims = tensor.shape or ()
+    else:
+        dims = [d.value if isinstance(d, Const) else None for d in context.sym.shape(tensor)]
+    dtype = numpy_type(tensor)
+    # What numpy has no type for is bfloat16, and so are query, key and value then.
+    number = DTYPES[record.dtype] if dtype is None else helper.np_dtype_to_tensor_dtype(dtype)
+    return TensorInfo(
+        ONNX_TYPES[number], tuple(d if isinstance(d, int) and d > 0 else None for d in dims)
+    )
 
 
 def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
@@ -194,6 +221,9 @@ def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
         lifted, proof = _lift_and_prove(context, block)
         attributes = _attributes(block, lifted.program)
         attributes.validate()
+        unsupported = context.refuse(attributes)
+        if unsupported is not None:
+            raise Refused(softmax, f"no kernel runs it: {unsupported}")
     except Refused as refusal:
         return _refused(context, softmax, str(refusal))
     except Unliftable as reason:
@@ -205,7 +235,7 @@ def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
             softmax,
             f"{INTERNAL_ERROR} ({type(error).__name__}: {error}); please report it",
         )
-    _replace(context, block, lifted, attributes)
+    node = _replace(context, block, lifted, attributes)
     return FusedBlock(
         block=block,
         attributes=attributes,
@@ -214,6 +244,7 @@ def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
         assumptions=(*block.assumptions, *lifted.assumptions),
         query_shape=_texts(context.sym.shape(block.query.tensor)),
         key_shape=_texts(context.sym.shape(block.key.tensor)),
+        node=node.name,
         is_proven=not proof.startswith(_DENSE),
     )
 
@@ -269,7 +300,7 @@ def _attributes(block: AttentionBlock, program: MaskProgram) -> MaskedAttention:
 
 def _replace(
     context: _Context, block: AttentionBlock, lifted: LiftedMask, attributes: MaskedAttention
-) -> None:
+) -> Node:
     """Put the stof node in the place of the block's output."""
     inputs = [block.query.tensor, block.key.tensor, block.value.tensor]
     for source in lifted.sources:
@@ -292,6 +323,7 @@ def _replace(
     output.dtype = block.query.tensor.dtype
     output.shape = [_declared(dim) for dim in context.sym.shape(output)]
     context.imported.graph.nodes.append(node)
+    return node
 
 
 def _declared(dim: Expr) -> int | str:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stof_onnx.accuracy import CheckResult
-    from stof_onnx.api import Result, check, expand, inspect, optimize
+    from stof_onnx.api import Result, build, check, expand, inspect, optimize
+    from stof_onnx.engine import BuildResult
     from stof_onnx.ir.errors import (
         CheckFailedError,
         InputError,
@@ -24,16 +25,20 @@ if TYPE_CHECKING:
         OutputError,
         StofError,
     )
+    from stof_onnx.jit.cache import KernelCache
     from stof_onnx.progress import NullProgress, Progress, RichProgress
-    from stof_onnx.report import AttentionReport, MaskReport, Report
+    from stof_onnx.report import AttentionReport, KernelReport, MaskReport, Report
 
     __version__: str
 
 __all__ = [
     "AttentionReport",
+    "BuildResult",
     "CheckFailedError",
     "CheckResult",
     "InputError",
+    "KernelCache",
+    "KernelReport",
     "MaskReport",
     "MissingDependencyError",
     "NullProgress",
@@ -44,6 +49,7 @@ __all__ = [
     "RichProgress",
     "StofError",
     "__version__",
+    "build",
     "check",
     "expand",
     "inspect",
@@ -52,9 +58,12 @@ __all__ = [
 
 _HOME_OF = {
     "AttentionReport": "stof_onnx.report",
+    "BuildResult": "stof_onnx.engine",
     "CheckFailedError": "stof_onnx.ir.errors",
     "CheckResult": "stof_onnx.accuracy",
     "InputError": "stof_onnx.ir.errors",
+    "KernelCache": "stof_onnx.jit.cache",
+    "KernelReport": "stof_onnx.report",
     "MaskReport": "stof_onnx.report",
     "MissingDependencyError": "stof_onnx.ir.errors",
     "NullProgress": "stof_onnx.progress",
@@ -64,6 +73,7 @@ _HOME_OF = {
     "Result": "stof_onnx.api",
     "RichProgress": "stof_onnx.progress",
     "StofError": "stof_onnx.ir.errors",
+    "build": "stof_onnx.engine",
     "check": "stof_onnx.accuracy",
     "expand": "stof_onnx.api",
     "inspect": "stof_onnx.api",

@@ -1,31 +1,38 @@
-"""The public functions: optimize, inspect, expand and check.
+"""The public functions: optimize, inspect, expand, check and build.
 
 Each takes a path or an ``onnx.ModelProto`` and never changes either.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
+from stof_onnx import planning
 from stof_onnx.accuracy import CheckResult, check
 from stof_onnx.accuracy.shapes import SymbolicShapes
+from stof_onnx.engine import build
 from stof_onnx.expansion import expand_model
 from stof_onnx.gpu_detect import detect_compute_capabilities
 from stof_onnx.ir.errors import CheckFailedError, InputError
+from stof_onnx.ir.operators import masked_attention
 from stof_onnx.ir.operators.registry import DOMAIN
+from stof_onnx.ir.plan import ATTRIBUTE, Plan, Variant, as_tensor, encode
 from stof_onnx.ir.target import Target, parse_targets
+from stof_onnx.jit.cache import KernelCache
 from stof_onnx.model_io import check_output_path, load_model, save_model
 from stof_onnx.progress import NullProgress, Progress
-from stof_onnx.report import AttentionReport, MaskReport, Report
+from stof_onnx.report import AttentionReport, KernelReport, MaskReport, Report
 from stof_onnx.rewriter.rewrite import FusedBlock, RefusedBlock, Rewrite, rewrite
+from stof_onnx.templates.attention_node import AttentionNode
 
-__all__ = ["Result", "check", "expand", "inspect", "optimize"]
+__all__ = ["Result", "build", "check", "expand", "inspect", "optimize"]
 
 _UNCHANGED = "nothing was fused: the result is the model as it was"
 
@@ -53,9 +60,11 @@ def optimize(
     targets: Sequence[str] = ("auto",),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     check: bool = True,
+    kernels: bool = True,
+    cache: KernelCache | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Replace masked attention by stof nodes, check the result and write it.
+    """Replace masked attention by stof nodes, check the result, compile kernels, write it.
 
     Args:
         model: the model or its path.
@@ -63,12 +72,17 @@ def optimize(
         targets: GPUs to optimize for, e.g. ["sm_90"]; "auto" for this machine's.
         input_shapes: shapes to check with, by input name.
         check: compare the result, expanded, with the original in ONNX Runtime.
+        kernels: compile a kernel for each node and target; without them the result can be
+            checked and expanded, but not run.
+        cache: where compiled kernels are kept; None to compile each time.
         progress: is told how far the work is.
 
     Raises:
         InputError: the model, a shape or a target can't be used.
         OutputError: the output can't be written.
         CheckFailedError: the result differs from the original; nothing was written.
+        MissingDependencyError: NVRTC, which compiles the kernels, isn't installed.
+        CompileError: a kernel can't be compiled, which is a bug of stof-onnx.
     """
     progress = progress or NullProgress()
     seconds: dict[str, float] = {}
@@ -84,10 +98,14 @@ def optimize(
     if check and done.model is not original:
         with _timed(seconds, "check"):
             compared = _require_equal(original, done.model, input_shapes, progress)
+    plans: dict[str, Plan] = {}
+    if kernels and done.model is not original:
+        with _timed(seconds, "compile"):
+            plans = _add_plans(done, chosen, cache, progress)
     if output is not None:
         with _timed(seconds, "write"):
             save_model(done.model, output)
-    return Result(done.model, _report(model, done, chosen, compared, seconds))
+    return Result(done.model, _report(model, done, chosen, compared, plans, seconds))
 
 
 def inspect(
@@ -109,7 +127,7 @@ def inspect(
     """
     original = _load_original(model)
     _require_shapes(original, input_shapes)
-    return _report(model, _rewrite(original, progress or NullProgress()), (), None, {})
+    return _report(model, _rewrite(original, progress or NullProgress()), (), None, {}, {})
 
 
 def expand(model: ModelOrPath, output: PathLike | None = None) -> ModelProto:
@@ -166,7 +184,29 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 def _rewrite(model: ModelProto, progress: Progress) -> Rewrite:
     with progress.task("Reading attention blocks", None) as task:
-        return rewrite(model, on_block=task.advance)
+        refuse = functools.partial(planning.refusal, masked_attention.OP_TYPE)
+        return rewrite(model, on_block=task.advance, refuse=refuse)
+
+
+def _add_plans(
+    done: Rewrite, targets: Sequence[Target], cache: KernelCache | None, progress: Progress
+) -> dict[str, Plan]:
+    """Give each stof node of the rewritten model its plan; returns them by node name."""
+    from stof_onnx import __version__
+
+    nodes = {
+        block.node: AttentionNode(block.attributes, block.inputs)
+        for block in done.blocks
+        if isinstance(block, FusedBlock)
+    }
+    plans = planning.make_plans(
+        nodes, targets, producer=f"stof-onnx {__version__}", cache=cache, progress=progress
+    )
+    for node in done.model.graph.node:
+        if node.domain == DOMAIN:
+            tensor = as_tensor(encode(plans[node.name]))
+            node.attribute.append(helper.make_attribute(ATTRIBUTE, tensor))
+    return plans
 
 
 def _require_equal(
@@ -198,11 +238,12 @@ def _report(
     done: Rewrite,
     targets: Sequence[Target],
     compared: CheckResult | None,
+    plans: Mapping[str, Plan],
     seconds: dict[str, float],
 ) -> Report:
     return Report(
         model=_name(model),
-        attention=tuple(_entry(block) for block in done.blocks),
+        attention=tuple(_entry(block, plans) for block in done.blocks),
         nodes_before=done.nodes_before,
         nodes_after=done.nodes_after,
         targets=tuple(target.name for target in targets),
@@ -212,7 +253,7 @@ def _report(
     )
 
 
-def _entry(block: FusedBlock | RefusedBlock) -> AttentionReport:
+def _entry(block: FusedBlock | RefusedBlock, plans: Mapping[str, Plan]) -> AttentionReport:
     if isinstance(block, RefusedBlock):
         return AttentionReport(
             name=block.name,
@@ -242,4 +283,19 @@ def _entry(block: FusedBlock | RefusedBlock) -> AttentionReport:
         key_shape=block.key_shape,
         layout=f"{layouts} -> {node.output}",
         nodes_replaced=block.block.nodes,
+        kernels=tuple(_kernel(v) for v in plans[block.node].variants) if plans else (),
+    )
+
+
+def _kernel(variant: Variant) -> KernelReport:
+    """The kernel of a variant's last bucket, which runs any shape."""
+    launch = variant.buckets[-1].launches[-1]
+    kernel = launch.kernel
+    return KernelReport(
+        target=variant.target,
+        template=kernel.template,
+        tactic=dict(variant.buckets[-1].tactic),
+        registers=kernel.registers,
+        shared_bytes=kernel.static_shared + kernel.max_dynamic_shared,
+        image_bytes=len(kernel.image),
     )

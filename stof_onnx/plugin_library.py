@@ -1,6 +1,8 @@
 """The TensorRT plugin library that is installed with this package.
 
-It is found, not linked: the same file is what ``trtexec --dynamicPlugins`` loads.
+It is found, not linked: the same file is what ``trtexec --dynamicPlugins`` loads. A second
+one registers its creators when it is loaded, for tools that only load libraries. A process
+must load one of them, never both.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 from stof_onnx.ir.errors import MissingDependencyError
 
 FILE_NAME = "libstof_plugins.so"
+AUTOLOAD_FILE_NAME = "libstof_plugins_autoload.so"
 
 
 def path() -> Path:
@@ -34,6 +37,24 @@ def path() -> Path:
         "the plugin library that installing stof-onnx builds",
         "run `pip install .` in the source tree",
     )
+
+
+def autoload_path() -> Path:
+    """Where the library is that registers its creators when it is loaded: beside the other.
+
+    It is for Polygraphy's ``--plugins`` and ``trtexec --staticPlugins``.
+
+    Raises:
+        MissingDependencyError: it was never built.
+    """
+    file = path().with_name(AUTOLOAD_FILE_NAME)
+    if not file.is_file():
+        raise MissingDependencyError(
+            f"{file} does not exist",
+            "the plugin library that installing stof-onnx builds",
+            "run `pip install .` in the source tree",
+        )
+    return file
 
 
 def _beside_package() -> Path | None:

@@ -34,6 +34,27 @@ class MaskReport:
 
 
 @dataclass(frozen=True)
+class KernelReport:
+    """What runs a stof node on one target.
+
+    Attributes:
+        target: as the user named it.
+        template: the kernel template.
+        tactic: its compile-time parameters.
+        registers: of a thread; 0 if not known, as for portable PTX.
+        shared_bytes: static and dynamic shared memory of a block.
+        image_bytes: size of the compiled code.
+    """
+
+    target: str
+    template: str
+    tactic: dict[str, Any]
+    registers: int
+    shared_bytes: int
+    image_bytes: int
+
+
+@dataclass(frozen=True)
 class AttentionReport:
     """One attention-like block of the model.
 
@@ -50,6 +71,7 @@ class AttentionReport:
         key_shape: same for the key tensor.
         layout: of query, key, value and output, e.g. "BSHD BSHD BSHD -> BSHD".
         nodes_replaced: how many nodes of the original graph disappeared.
+        kernels: what runs the node, one a target; empty where no kernels were asked for.
     """
 
     name: str
@@ -63,6 +85,7 @@ class AttentionReport:
     key_shape: tuple[str, ...] = ()
     layout: str = ""
     nodes_replaced: int = 0
+    kernels: tuple[KernelReport, ...] = ()
 
 
 @dataclass(frozen=True)

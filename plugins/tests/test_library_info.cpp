@@ -1,6 +1,6 @@
 // Usage: test_library_info LIBRARY VERSION
-// Loads LIBRARY, calls each function of stof_host.h and compares with what is expected of this
-// release; exits 0 when all agree.
+// Loads LIBRARY and compares what it says about itself with what is expected of this release;
+// exits 0 when all agree.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -9,6 +9,9 @@
 #include "stof_host.h"
 
 namespace {
+
+constexpr int kPlugins = 2;
+constexpr const char* kNames[kPlugins] = {"StofMaskedAttention", "StofMaskTable"};
 
 // dlsym returns a data pointer; POSIX guarantees that its bits are the function's address.
 template <typename Function>
@@ -27,13 +30,28 @@ Function find(void* library, const char* name) {
 int check(void* library, const char* wanted_version) {
   const auto version = find<decltype(&stof_version)>(library, "stof_version");
   const auto plugin_count = find<decltype(&stof_plugin_count)>(library, "stof_plugin_count");
-  if (version == nullptr || plugin_count == nullptr) return 1;
+  const auto plugin_name = find<decltype(&stof_plugin_name)>(library, "stof_plugin_name");
+  const auto last_error = find<decltype(&stof_last_error)>(library, "stof_last_error");
+  if (version == nullptr || plugin_count == nullptr || plugin_name == nullptr ||
+      last_error == nullptr) {
+    return 1;
+  }
   if (std::strcmp(version(), wanted_version) != 0) {
     std::fprintf(stderr, "stof_version() is %s, wanted %s\n", version(), wanted_version);
     return 1;
   }
-  if (plugin_count() != 0) {
-    std::fprintf(stderr, "stof_plugin_count() is %d, wanted 0\n", plugin_count());
+  if (plugin_count() != kPlugins) {
+    std::fprintf(stderr, "stof_plugin_count() is %d, wanted %d\n", plugin_count(), kPlugins);
+    return 1;
+  }
+  for (int i = 0; i < kPlugins; ++i) {
+    if (std::strcmp(plugin_name(i), kNames[i]) != 0) {
+      std::fprintf(stderr, "stof_plugin_name(%d) is %s, wanted %s\n", i, plugin_name(i), kNames[i]);
+      return 1;
+    }
+  }
+  if (plugin_name(kPlugins) != nullptr || *last_error() == '\0') {
+    std::fprintf(stderr, "a plugin beyond the last has a name, or there is no error about it\n");
     return 1;
   }
   return 0;

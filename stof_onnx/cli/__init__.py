@@ -21,11 +21,11 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from stof_onnx.cli import check, env, expand, inspect, optimize
+from stof_onnx.cli import build, check, env, expand, inspect, optimize
 from stof_onnx.cli.arguments import EXIT_CODES, Parser, VersionAction
 from stof_onnx.ir.errors import StofError
 
-_COMMANDS = (optimize, inspect, expand, check, env)
+_COMMANDS = (optimize, inspect, expand, check, build, env)
 
 EXIT_BAD_INPUT = 2
 EXIT_BUG = 3

@@ -20,7 +20,8 @@ def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
         "optimize",
         "Replace masked attention by stof nodes and check the result. The optimized model is"
         " expanded to standard operators and compared with the original in ONNX Runtime; if"
-        " they differ, nothing is written.",
+        " they differ, nothing is written. Each node gets kernels compiled for the targets,"
+        " which needs no GPU.",
         _EXAMPLES,
     )
     common.add_model(parser, "model", "MODEL", "the ONNX file to optimize")
@@ -42,6 +43,19 @@ def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
         action="store_false",
         help="don't compare the result with the original",
     )
+    parser.add_argument(
+        "--no-kernels",
+        dest="kernels",
+        action="store_false",
+        help="don't compile kernels: the result can be checked and expanded, but not run",
+    )
+    parser.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="compile every kernel anew (compiled kernels are kept in $STOF_ONNX_CACHE, or else"
+        " in stof-onnx in the user's cache directory)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -50,6 +64,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     shapes = common.input_shapes(arguments)
     from stof_onnx import api
     from stof_onnx.cli import json_text, render
+    from stof_onnx.jit.cache import KernelCache
     from stof_onnx.progress import RichProgress
 
     if arguments.report is not None:
@@ -60,6 +75,8 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         targets=arguments.target or ["auto"],
         input_shapes=shapes,
         check=arguments.check,
+        kernels=arguments.kernels,
+        cache=KernelCache() if arguments.cache else None,
         progress=RichProgress(),
     )
     if arguments.report is not None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stof_onnx.ir.target import Target
-from stof_onnx.report import AttentionReport, MaskReport, Report
+from stof_onnx.report import AttentionReport, KernelReport, MaskReport, Report
 
 _LABEL_WIDTH = 12
 # Lines in pipes and files are for grep and log viewers, which fold long ones better than we could.
@@ -76,6 +76,8 @@ def report(console: Console, report: Report, *, verbose: int) -> None:
         wide = console.width >= _WIDE
         console.print(_attention_table(report.attention, with_layout=wide))
         console.print()
+    for text in _kernel_lines(report):
+        line(console, "kernels", text)
     for entry in report.attention:
         if entry.status == "refused":
             line(console, "refused", f"{entry.name}: {entry.reason}")
@@ -119,6 +121,23 @@ def _attention_table(blocks: tuple[AttentionReport, ...], *, with_layout: bool) 
     return table
 
 
+def _kernel_lines(report: Report) -> list[str]:
+    """One line for each target: how many different kernels were compiled, and which."""
+    by_target: dict[str, dict[str, None]] = {}
+    for entry in report.attention:
+        for kernel in entry.kernels:
+            by_target.setdefault(kernel.target, {})[_kernel(kernel)] = None
+    return [f"{target}: {'; '.join(kernels)}" for target, kernels in by_target.items()]
+
+
+def _kernel(kernel: KernelReport) -> str:
+    tactic = " ".join(f"{k}={v}" for k, v in kernel.tactic.items() if k != "template")
+    facts = [f"{kernel.shared_bytes / 1024:.1f} KiB shared", _size(kernel.image_bytes)]
+    if kernel.registers:
+        facts.insert(0, f"{kernel.registers} registers")
+    return f"{kernel.template} {tactic} ({', '.join(facts)})"
+
+
 def _heads(entry: AttentionReport) -> str:
     if not entry.num_heads:
         return "-"
@@ -156,6 +175,8 @@ def _details(console: Console, report: Report) -> None:
         for label, text in facts.items():
             if text:
                 line(console, f"  {label}", text)
+        for kernel in entry.kernels:
+            line(console, f"  {kernel.target}", _kernel(kernel))
 
 
 def _shape(dims: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stof_onnx.ir.errors import InputError, MalformedNodeError
 
@@ -33,6 +33,9 @@ _ARCHITECTURES = {
 }
 
 _PORTABLE_CAPABILITY = (8, 0)
+
+Match = Literal["exact", "minor", "newer"]
+"""Which GPUs run a target's code, see :attr:`Target.match`."""
 
 DetectGpus = Callable[[], Sequence[tuple[int, int]]]
 """Returns the compute capability (major, minor) of each GPU; empty without any."""
@@ -79,6 +82,18 @@ class Target:
     def is_portable(self) -> bool:
         """Whether kernels are kept as PTX, for the driver to compile when they are loaded."""
         return self.name == PORTABLE
+
+    @property
+    def match(self) -> Match:
+        """Which GPUs run the code, by their compute capability.
+
+        "exact": this capability only, as architecture-specific instructions demand it;
+        "minor": the same major and this minor or a higher one, as cubins allow it; "newer":
+        any from this one on, as the driver compiles PTX.
+        """
+        if self.is_portable:
+            return "newer"
+        return "exact" if self.architecture.endswith("a") else "minor"
 
     def __str__(self) -> str:
         """The target for a message or report."""

@@ -16,7 +16,7 @@ import stof_onnx
 from stof_onnx import api
 from stof_onnx.ir.errors import CheckFailedError, InputError
 
-COMMANDS = ["optimize", "inspect", "expand", "check", "env"]
+COMMANDS = ["optimize", "inspect", "expand", "check", "build", "env"]
 
 
 def subprocess_environment() -> dict[str, str]:

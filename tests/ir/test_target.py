@@ -10,14 +10,14 @@ from stof_onnx.ir.errors import InputError, MalformedNodeError
 from stof_onnx.ir.target import Target, parse_targets
 
 TABLE = {
-    "sm_80": ((8, 0), "sm_80"),
-    "sm_86": ((8, 6), "sm_86"),
-    "sm_89": ((8, 9), "sm_89"),
-    "sm_90": ((9, 0), "sm_90a"),
-    "sm_100": ((10, 0), "sm_100a"),
-    "sm_103": ((10, 3), "sm_103"),
-    "sm_120": ((12, 0), "sm_120"),
-    "portable": ((8, 0), "compute_80"),
+    "sm_80": ((8, 0), "sm_80", "minor"),
+    "sm_86": ((8, 6), "sm_86", "minor"),
+    "sm_89": ((8, 9), "sm_89", "minor"),
+    "sm_90": ((9, 0), "sm_90a", "exact"),
+    "sm_100": ((10, 0), "sm_100a", "exact"),
+    "sm_103": ((10, 3), "sm_103", "minor"),
+    "sm_120": ((12, 0), "sm_120", "minor"),
+    "portable": ((8, 0), "compute_80", "newer"),
 }
 
 
@@ -26,9 +26,9 @@ def names(targets: tuple[Target, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_names_give_capability_and_architecture(name: str) -> None:
+def test_names_give_capability_architecture_and_match(name: str) -> None:
     target = Target.parse(name)
-    assert (target.capability, target.architecture) == TABLE[name]
+    assert (target.capability, target.architecture, target.match) == TABLE[name]
     assert target.is_portable == (name == "portable")
 
 

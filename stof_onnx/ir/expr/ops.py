@@ -2,8 +2,8 @@
 
 Integer sums and products are kept as polynomials (see ``poly``), so ``add`` and
 ``mul`` appear only in the canonical order that ``poly`` writes. Adding an operation
-takes one line here and a constructor in ``build``; evaluation, text and the ONNX
-form follow from the columns.
+takes one line here and a constructor in ``build``; evaluation, text, the ONNX form and
+the CUDA form follow from the columns.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class OpInfo:
         numpy: evaluates it on broadcastable arrays.
         onnx: ONNX operator of the same meaning on tensors; "" where the emitter
             writes more than one operator.
+        cuda: C++ of the same meaning on two arguments (one, or three), written with the
+            functions of plugins/kernels/mask_algebra.cuh, which take elements and ranges.
         text: format string with one ``{}`` an argument, "" for infix operators.
         infix: the separator of an operator with any number of arguments.
     """
@@ -38,6 +40,7 @@ class OpInfo:
     takes: Kind | None
     numpy: Callable[..., Array]
     onnx: str
+    cuda: str
     text: str = ""
     infix: str = ""
 
@@ -54,24 +57,39 @@ def _fold(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
 
 OPS: dict[str, OpInfo] = {
     # integers
-    "add": OpInfo("int", "int", _fold(np.add), "Add", infix=" + "),
-    "mul": OpInfo("int", "int", _fold(np.multiply), "Mul", infix=" * "),
-    "floordiv": OpInfo("int", "int", np.floor_divide, "", text="({} // {})"),
-    "mod": OpInfo("int", "int", np.mod, "Mod", text="({} % {})"),
-    "abs": OpInfo("int", "int", np.abs, "Abs", text="|{}|"),
-    "min": OpInfo("int", "int", np.minimum, "Min", text="min({}, {})"),
-    "max": OpInfo("int", "int", np.maximum, "Max", text="max({}, {})"),
+    "add": OpInfo("int", "int", _fold(np.add), "Add", "{} + {}", infix=" + "),
+    "mul": OpInfo("int", "int", _fold(np.multiply), "Mul", "{} * {}", infix=" * "),
+    "floordiv": OpInfo(
+        "int", "int", np.floor_divide, "", "stof::floordiv({}, {})", text="({} // {})"
+    ),
+    "mod": OpInfo("int", "int", np.mod, "Mod", "stof::modulo({}, {})", text="({} % {})"),
+    "abs": OpInfo("int", "int", np.abs, "Abs", "stof::absolute({})", text="|{}|"),
+    "min": OpInfo("int", "int", np.minimum, "Min", "stof::minimum({}, {})", text="min({}, {})"),
+    "max": OpInfo("int", "int", np.maximum, "Max", "stof::maximum({}, {})", text="max({}, {})"),
     # predicates on one integer
-    "ge0": OpInfo("bool", "int", lambda x: np.greater_equal(x, 0), "", text="{} >= 0"),
-    "eq0": OpInfo("bool", "int", lambda x: np.equal(x, 0), "", text="{} == 0"),
+    "ge0": OpInfo(
+        "bool", "int", lambda x: np.greater_equal(x, 0), "", "stof::ge0({})", text="{} >= 0"
+    ),
+    "eq0": OpInfo("bool", "int", lambda x: np.equal(x, 0), "", "stof::eq0({})", text="{} == 0"),
     # booleans
-    "and": OpInfo("bool", "bool", _fold(np.logical_and), "And", infix=" and "),
-    "or": OpInfo("bool", "bool", _fold(np.logical_or), "Or", infix=" or "),
-    "not": OpInfo("bool", "bool", np.logical_not, "Not", text="not {}"),
+    "and": OpInfo(
+        "bool", "bool", _fold(np.logical_and), "And", "stof::both({}, {})", infix=" and "
+    ),
+    "or": OpInfo("bool", "bool", _fold(np.logical_or), "Or", "stof::either({}, {})", infix=" or "),
+    "not": OpInfo("bool", "bool", np.logical_not, "Not", "stof::negated({})", text="not {}"),
     # any kind
-    "where": OpInfo(None, None, np.where, "Where", text="({1} if {0} else {2})"),
+    "where": OpInfo(
+        None, None, np.where, "Where", "stof::select({}, {}, {})", text="({1} if {0} else {2})"
+    ),
     # floats
-    "fadd": OpInfo("float", "float", np.add, "Add", text="({} + {})"),
-    "fmul": OpInfo("float", "float", np.multiply, "Mul", text="({} * {})"),
-    "float": OpInfo("float", "int", lambda x: np.asarray(x, np.float32), "", text="float({})"),
+    "fadd": OpInfo("float", "float", np.add, "Add", "{} + {}", text="({} + {})"),
+    "fmul": OpInfo("float", "float", np.multiply, "Mul", "{} * {}", text="({} * {})"),
+    "float": OpInfo(
+        "float",
+        "int",
+        lambda x: np.asarray(x, np.float32),
+        "",
+        "static_cast<float>({})",
+        text="float({})",
+    ),
 }

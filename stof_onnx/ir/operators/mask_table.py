@@ -15,12 +15,16 @@ import numpy as np
 from onnx import TensorProto
 
 from stof_onnx.ir.errors import MalformedNodeError
+from stof_onnx.ir.expr import variables
 from stof_onnx.ir.expr.ops import Array
 from stof_onnx.ir.mask.program import MaskProgram
 from stof_onnx.ir.operators.builder import Builder
 from stof_onnx.ir.operators.mask_expansion import MaskEmitter
 
 OP_TYPE = "StofMaskTable"
+OUTPUT_NAMES = ("tile_counts", "tile_columns", "bitmaps")
+SHARED_BY_BATCHES = (-1, 0)
+"""In place of B's (operand, axis): the mask doesn't depend on the batch, so that B is 1."""
 _SIZES = ("B", "H", "Sq", "Sk")
 
 
@@ -31,7 +35,8 @@ class MaskTable:
     Attributes:
         mask: the program; its operands, all of kind "tensor", are the inputs.
         num_heads: H of the program; 1 where it doesn't depend on the head.
-        size_axes: for each of B, Sq and Sk the (operand, axis) that has this size.
+        size_axes: for each of B, Sq and Sk the (operand, axis) that has this size; for B
+            also SHARED_BY_BATCHES.
         tile: queries and keys of a tile, multiples of 8.
     """
 
@@ -80,7 +85,13 @@ class MaskTable:
             raise MalformedNodeError(
                 f"{self.num_heads} heads, tile {self.tile}", "tiles of multiples of 8"
             )
-        for operand, axis in self.size_axes:
+        has_batches = self.size_axes[0] != SHARED_BY_BATCHES
+        if not has_batches and {"b", "B"} & variables(self.mask.keep):
+            raise MalformedNodeError(
+                f"size_axes {self.size_axes} for a mask that depends on the batch",
+                "an operand with an axis of size B",
+            )
+        for operand, axis in self.size_axes[0 if has_batches else 1 :]:
             if not 0 <= operand < len(operands) or not 0 <= axis < operands[operand].rank:
                 raise MalformedNodeError(f"size_axes {self.size_axes} beyond the operands")
         if (size_numbers, tile_numbers) != (6, 2):
@@ -103,7 +114,12 @@ class MaskTable:
             )
         if len(outputs) != 3:
             raise MalformedNodeError(f"node {node!r} has {len(outputs)} outputs", "3")
-        batch, queries, keys = (builder.dim(inputs[o], axis) for o, axis in self.size_axes)
+        batch, queries, keys = (
+            builder.const([1], np.int64)
+            if (operand, axis) == SHARED_BY_BATCHES
+            else builder.dim(inputs[operand], axis)
+            for operand, axis in self.size_axes
+        )
         sizes = {
             "B": batch,
             "H": builder.const([self.num_heads], np.int64),

@@ -16,11 +16,13 @@ import onnx
 
 from stof_onnx.ir.block_table import ARRAY_NAMES, BlockTable
 from stof_onnx.ir.errors import MalformedNodeError
+from stof_onnx.ir.expr import loads, variables
 from stof_onnx.ir.expr.build import TRUE
 from stof_onnx.ir.expr.ops import Array
 from stof_onnx.ir.mask.program import MaskProgram
 from stof_onnx.ir.operators.builder import DTYPES, Builder
 from stof_onnx.ir.operators.mask_expansion import MaskEmitter
+from stof_onnx.ir.operators.mask_table import OUTPUT_NAMES
 
 OP_TYPE = "StofMaskedAttention"
 TABLE_ARRAYS = len(ARRAY_NAMES)
@@ -44,6 +46,63 @@ class TensorLayout:
 
 
 @dataclass(frozen=True)
+class TableInput:
+    """A run-time table of `keep`: the last three inputs, outputs of a StofMaskTable node.
+
+    Attributes:
+        tile: the table's tile (queries, keys).
+        by_batch: whether it has a group for each batch; else all batches share one.
+        by_head: whether it has a group for each head.
+    """
+
+    tile: tuple[int, int]
+    by_batch: bool
+    by_head: bool
+
+    def numbers(self) -> list[int]:
+        """The value of the node's `table` attribute."""
+        return [*self.tile, int(self.by_batch), int(self.by_head)]
+
+    @staticmethod
+    def from_numbers(numbers: Sequence[int]) -> TableInput | None:
+        """Read a `table` attribute; none for an empty one.
+
+        Raises:
+            MalformedNodeError: not four numbers, or not a tile and two of 0 and 1.
+        """
+        values = [int(n) for n in numbers]
+        if not values:
+            return None
+        tile, flags = values[:2], values[2:]
+        is_tile = len(tile) == 2 and all(size >= 8 and size % 8 == 0 for size in tile)
+        if not is_tile or len(flags) != 2 or not {0, 1}.issuperset(flags):
+            raise MalformedNodeError(
+                f"table {values}", "[tile_q, tile_k, 0 or 1, 0 or 1] with tiles of multiples of 8"
+            )
+        return TableInput((tile[0], tile[1]), bool(flags[0]), bool(flags[1]))
+
+    def validate(self, mask: MaskProgram) -> None:
+        """Check that a table of this form can hold what the program keeps.
+
+        Raises:
+            MalformedNodeError: naming the first contradiction.
+        """
+        names = variables(mask.keep)
+        for what, indices, has in (
+            ("batch", {"b", "B"}, self.by_batch),
+            ("head", {"h", "H"}, self.by_head),
+        ):
+            if indices & names and not has:
+                raise MalformedNodeError(
+                    f"table {self.numbers()} for a mask that depends on the {what}",
+                    f"a table with a group for each {what}",
+                )
+        used = {load.source for load in loads(mask.keep)}
+        if any(o.kind == "block_table" for o in mask.operands if o.name in used):
+            raise MalformedNodeError("a run-time table of a mask that loads a constant table")
+
+
+@dataclass(frozen=True)
 class MaskedAttention:
     """The attributes of a StofMaskedAttention node.
 
@@ -56,9 +115,11 @@ class MaskedAttention:
         query, key, value: layouts of inputs 0, 1 and 2.
         output: layout of the output: "BHSD" is [B, H, Sq, Dv], "BSHD" [B, Sq, H*Dv].
         output_rank: 4 where a BSHD output is [B, Sq, H, Dv] instead; always 4 for BHSD.
-        mask: the mask program; its operands are the inputs from 3 on.
+        mask: the mask program; its operands are the inputs from 3 on. It alone defines what is
+            kept: a table is derived from it.
         score_dtype: float type in which bias and fill meet the scores.
         dtype: float type of query, key, value and output.
+        table: the run-time table of the mask that the last inputs hold, if they do.
     """
 
     num_heads: int
@@ -74,6 +135,7 @@ class MaskedAttention:
     mask: MaskProgram
     score_dtype: str = "float32"
     dtype: str = "float32"
+    table: TableInput | None = None
 
     def attributes(self) -> dict[str, Any]:
         """The node's attributes, `plan` excepted."""
@@ -94,6 +156,8 @@ class MaskedAttention:
             result[f"{name}_layout"] = layout.order
             result[f"{name}_offset"] = layout.offset
             result[f"{name}_head_stride"] = layout.head_stride
+        if self.table is not None:
+            result["table"] = self.table.numbers()
         return result
 
     @staticmethod
@@ -123,6 +187,7 @@ class MaskedAttention:
                 mask=MaskProgram.from_json(attributes["mask"]),
                 score_dtype=str(attributes["score_dtype"]),
                 dtype=str(attributes["dtype"]),
+                table=TableInput.from_numbers(attributes.get("table", ())),
                 **layouts,
             )
             record.validate()
@@ -157,11 +222,17 @@ class MaskedAttention:
                 raise MalformedNodeError(f"layout {layout}", "offset >= 0 and head_stride >= 1")
             if layout.order == "BHSD" and (layout.offset or layout.head_stride):
                 raise MalformedNodeError(f"layout {layout}", "offset and head_stride 0")
+        if self.table is not None:
+            self.table.validate(self.mask)
+
+    def table_position(self) -> int:
+        """Number of the first input behind the mask operands, where a run-time table is."""
+        operands = self.mask.operands
+        return 3 + sum(TABLE_ARRAYS if o.kind == "block_table" else 1 for o in operands)
 
     def input_count(self) -> int:
         """How many inputs the node has."""
-        operands = self.mask.operands
-        return 3 + sum(TABLE_ARRAYS if o.kind == "block_table" else 1 for o in operands)
+        return self.table_position() + (0 if self.table is None else len(OUTPUT_NAMES))
 
     def expand(
         self,

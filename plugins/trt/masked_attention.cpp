@@ -1,0 +1,149 @@
+#include "trt/masked_attention.h"
+
+#include <cmath>
+#include <utility>
+
+#include "trt/expressions.h"
+
+namespace stof {
+
+namespace {
+
+using nvinfer1::DataType;
+
+DataType read_float_type(const Attributes& attributes, const char* name) {
+  const std::string text = attributes.text(name);
+  if (text == "float32") return DataType::kFLOAT;
+  if (text == "float16") return DataType::kHALF;
+  if (text == "bfloat16") return DataType::kBF16;
+  throw AttributeError(std::string(name) + " is '" + text +
+                       "', wanted float32, float16 or bfloat16");
+}
+
+// The attributes that only kernels use are checked here too: what is written into an engine should
+// be sound.
+void check_numbers(const Attributes& attributes) {
+  for (const char* name : {"num_heads", "kv_num_heads", "head_dim", "value_head_dim"}) {
+    if (attributes.integer(name) < 1) {
+      throw AttributeError(std::string(name) + " is " + std::to_string(attributes.integer(name)) +
+                           ", wanted 1 or more");
+    }
+  }
+  if (attributes.integer("num_heads") % attributes.integer("kv_num_heads") != 0) {
+    throw AttributeError("num_heads is " + std::to_string(attributes.integer("num_heads")) +
+                         ", wanted a multiple of kv_num_heads, " +
+                         std::to_string(attributes.integer("kv_num_heads")));
+  }
+  for (const char* name : {"query", "key", "value"}) {
+    if (attributes.integer(std::string(name) + "_offset") < 0 ||
+        attributes.integer(std::string(name) + "_head_stride") < 0) {
+      throw AttributeError(std::string(name) + " has a negative offset or head stride");
+    }
+  }
+  if (!std::isfinite(attributes.number("scale"))) {
+    throw AttributeError("scale isn't a finite number");
+  }
+  if (attributes.text("mask").empty()) throw AttributeError("mask is empty");
+  read_float_type(attributes, "score_dtype");
+}
+
+// The plan's types, which the format combinations follow, against the attributes.
+void check_plan_types(const Node& node) {
+  const Plan& plan = *node.plan;
+  const auto wanted = static_cast<std::uint32_t>(read_float_type(node.attributes, "dtype"));
+  if (plan.inputs < 3 || plan.outputs != 1) {
+    throw PlanError("its plan has " + std::to_string(plan.inputs) + " inputs and " +
+                    std::to_string(plan.outputs) + " outputs; wanted 3 or more, and 1");
+  }
+  for (const std::size_t tensor :
+       {std::size_t{0}, std::size_t{1}, std::size_t{2}, static_cast<std::size_t>(plan.inputs)}) {
+    if (plan.types.at(tensor) != wanted) {
+      throw PlanError("its plan has type " + std::to_string(plan.types[tensor]) + " for tensor " +
+                      std::to_string(tensor) + ", its attributes say " + std::to_string(wanted) +
+                      " (nvinfer1::DataType); run `stof-onnx optimize` again");
+    }
+  }
+  check_operand_types(plan, 3);
+}
+
+}  // namespace
+
+const AttributeSpecs& MaskedAttention::attribute_specs() {
+  static const AttributeSpecs specs = {
+      {"num_heads", AttributeKind::kInt},        {"kv_num_heads", AttributeKind::kInt},
+      {"head_dim", AttributeKind::kInt},         {"value_head_dim", AttributeKind::kInt},
+      {"scale", AttributeKind::kFloat},          {"query_layout", AttributeKind::kString},
+      {"key_layout", AttributeKind::kString},    {"value_layout", AttributeKind::kString},
+      {"query_offset", AttributeKind::kInt},     {"key_offset", AttributeKind::kInt},
+      {"value_offset", AttributeKind::kInt},     {"query_head_stride", AttributeKind::kInt},
+      {"key_head_stride", AttributeKind::kInt},  {"value_head_stride", AttributeKind::kInt},
+      {"output_layout", AttributeKind::kString}, {"output_rank", AttributeKind::kInt},
+      {"mask", AttributeKind::kString},          {"score_dtype", AttributeKind::kString},
+      {"dtype", AttributeKind::kString},         {"plan", AttributeKind::kBytes},
+  };
+  return specs;
+}
+
+MaskedAttention::Layout MaskedAttention::read_layout(const Attributes& attributes,
+                                                     const char* name) {
+  const std::string text = attributes.text(name);
+  if (text == "BSHD") return Layout::kBshd;
+  if (text == "BHSD") return Layout::kBhsd;
+  throw AttributeError(std::string(name) + " is '" + text + "', wanted BSHD or BHSD");
+}
+
+MaskedAttention::Shape::Shape(const Attributes& attributes)
+    : num_heads(attributes.integer("num_heads")),
+      value_head_dim(attributes.integer("value_head_dim")),
+      input_layouts{read_layout(attributes, "query_layout"), read_layout(attributes, "key_layout"),
+                    read_layout(attributes, "value_layout")},
+      output_layout(read_layout(attributes, "output_layout")),
+      output_rank(attributes.integer("output_rank")) {
+  const bool flat = output_rank == 3 && output_layout == Layout::kBshd;
+  if (output_rank != 4 && !flat) {
+    throw AttributeError("output_rank is " + std::to_string(output_rank) +
+                         ", wanted 4, or 3 with the layout BSHD");
+  }
+}
+
+MaskedAttention::MaskedAttention(const std::string& node_name, Attributes attributes)
+    : MaskedAttention(std::make_shared<const Node>(kName, node_name, std::move(attributes))) {
+  check_numbers(node()->attributes);
+  check_plan_types(*node());
+}
+
+MaskedAttention::MaskedAttention(std::shared_ptr<const Node> shared)
+    : PluginBase(std::move(shared)), shape_(node()->attributes) {}
+
+std::unique_ptr<PluginBase> MaskedAttention::copy() const {
+  return std::unique_ptr<PluginBase>(new MaskedAttention(node()));
+}
+
+void MaskedAttention::write_output_shapes(const std::vector<nvinfer1::DimsExprs>& inputs,
+                                          nvinfer1::DimsExprs* outputs,
+                                          nvinfer1::IExprBuilder& builder) const {
+  const char* const names[] = {"query", "key", "value"};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const std::int32_t rank = inputs.at(i).nbDims;
+    if (shape_.input_layouts[i] == Layout::kBhsd ? rank != 4 : rank < 3) {
+      throw AttributeError(std::string(names[i]) + " has rank " + std::to_string(rank) +
+                           ", its layout wants " +
+                           (shape_.input_layouts[i] == Layout::kBhsd ? "4" : "3 or more"));
+    }
+  }
+  const auto& query = inputs[0].d;
+  const auto* const batch = query[0];
+  const auto* const queries = query[shape_.input_layouts[0] == Layout::kBhsd ? 2 : 1];
+  const auto* const heads = constant(builder, shape_.num_heads);
+  const auto* const width = constant(builder, shape_.value_head_dim);
+  if (shape_.output_rank == 3) {
+    const auto* const row = constant(builder, shape_.num_heads * shape_.value_head_dim);
+    set_shape(outputs[0], {batch, queries, row});
+  } else if (shape_.output_layout == Layout::kBshd) {
+    set_shape(outputs[0], {batch, queries, heads, width});
+  } else {
+    set_shape(outputs[0], {batch, heads, queries, width});
+  }
+}
+
+}  // namespace stof

@@ -1,0 +1,50 @@
+// StofMaskedAttention: attention under a mask (docs/operators.md).
+#ifndef STOF_TRT_MASKED_ATTENTION_H
+#define STOF_TRT_MASKED_ATTENTION_H
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "trt/plugin_base.h"
+
+namespace stof {
+
+class MaskedAttention final : public PluginBase {
+ public:
+  static constexpr char kName[] = "StofMaskedAttention";
+  static const AttributeSpecs& attribute_specs();
+
+  // Throws AttributeError or PlanError.
+  MaskedAttention(const std::string& node_name, Attributes attributes);
+
+ protected:
+  std::unique_ptr<PluginBase> copy() const override;
+  void write_output_shapes(const std::vector<nvinfer1::DimsExprs>& inputs,
+                           nvinfer1::DimsExprs* outputs,
+                           nvinfer1::IExprBuilder& builder) const override;
+
+ private:
+  enum class Layout { kBshd, kBhsd };
+
+  // The part of the attributes that the output's shape depends on; [query, key, value] layouts.
+  struct Shape {
+    explicit Shape(const Attributes& attributes);
+
+    std::int64_t num_heads;
+    std::int64_t value_head_dim;
+    Layout input_layouts[3];
+    Layout output_layout;
+    std::int64_t output_rank;
+  };
+
+  explicit MaskedAttention(std::shared_ptr<const Node> shared);
+
+  static Layout read_layout(const Attributes& attributes, const char* name);
+
+  const Shape shape_;
+};
+
+}  // namespace stof
+
+#endif  // STOF_TRT_MASKED_ATTENTION_H

@@ -1,0 +1,262 @@
+"""Writes a mask program as a C++ struct for the kernels.
+
+The struct has the members that the templates of plugins/kernels ask for:
+
+    Index                     integer type that elements are computed in
+    kTables                   how many table loads remember their tile
+    kHasBias                  whether bias() is to be added
+    keep<T>(b, h, q, k, cursors)   bool for integers, stof::Maybe for stof::Range
+    bias<T>(b, h, q, k)            float
+
+Names in it are numbered: no text of a model gets into the source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stof_onnx.ir.block_table import ARRAY_NAMES
+from stof_onnx.ir.errors import MalformedNodeError
+from stof_onnx.ir.expr import Const, Expr, Load, Op, Var, loads
+from stof_onnx.ir.expr.ops import OPS
+from stof_onnx.ir.mask.program import K_INDEX, Q_INDEX, MaskProgram, Operand
+from stof_onnx.ir.plan import DataType, Symbol
+from stof_onnx.templates.integer_range import fits_int32
+from stof_onnx.templates.signature import C_TYPES, Parameter, int32, pointer
+
+_INDICES = ("b", "h", "q", "k")
+_SIZES = ("B", "H", "Sq", "Sk")
+_LOADERS = {
+    "bool": ("boolean", (DataType.INT8,)),
+    "int": ("integer", (DataType.INT8, DataType.INT32, DataType.INT64)),
+    "float": ("real", (DataType.FLOAT, DataType.HALF, DataType.BF16)),
+}
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """A mask as C++.
+
+    Attributes:
+        text: the definition of ``struct Mask``.
+        parameters: kernel parameters that its members are made of.
+        value: expression that makes a Mask of them, and of ``B``, ``H``, ``Sq`` and ``Sk``.
+        symbols: what the parameters' quantities use, besides B, Sq and Sk.
+        tables: how many table loads remember their tile (kTables).
+    """
+
+    text: str
+    parameters: tuple[Parameter, ...]
+    value: str
+    symbols: tuple[Symbol, ...]
+    tables: int
+
+
+def mask_source(
+    program: MaskProgram, types: tuple[DataType, ...], first_input: int, *, use_bias: bool = True
+) -> MaskSource:
+    """The C++ of a mask program.
+
+    Args:
+        program: the mask.
+        types: element types of the node's inputs.
+        first_input: number of the input that holds the first operand.
+        use_bias: False to leave the program's bias out.
+
+    Raises:
+        MalformedNodeError: an operand's type isn't one that the program's loads can read.
+    """
+    bias = program.bias if use_bias else None
+    members = _Members(program, types, first_input, _used(program.keep, bias))
+    keep = _Function(members)
+    keep_result = keep.emit(program.keep)
+    parts = [program.keep] if bias is None else [program.keep, bias]
+    narrow = all(fits_int32(part, members.types) for part in parts)
+    lines = [
+        "struct Mask {",
+        f"  using Index = {'int' if narrow else 'long long'};",
+        f"  static constexpr int kTables = {keep.cursors};",
+        f"  static constexpr bool kHasBias = {'true' if bias is not None else 'false'};",
+        *(f"  {declaration};" for declaration in members.declarations),
+        "  int B, H, Sq, Sk;",
+        "",
+        *_method("auto keep(T b, T h, T q, T k, int* cursors) const", keep, keep_result),
+    ]
+    if bias is not None:
+        function = _Function(members, is_element=True)
+        result = function.emit(bias)
+        lines += ["", *_method("float bias(T b, T h, T q, T k) const", function, result)]
+    values = [*members.values, *_SIZES]
+    return MaskSource(
+        "\n".join([*lines, "};"]),
+        tuple(members.parameters),
+        f"Mask{{{', '.join(values)}}}",
+        tuple(members.symbols),
+        keep.cursors,
+    )
+
+
+def _used(keep: Expr, bias: Expr | None) -> set[str]:
+    used = loads(keep) + ([] if bias is None else loads(bias))
+    return {load.source for load in used}
+
+
+def _method(head: str, function: _Function, result: str) -> list[str]:
+    return [
+        "  template <class T>",
+        f"  __device__ __forceinline__ {head} {{",
+        *(f"    {line}" for line in function.lines),
+        f"    return {result};",
+        "  }",
+    ]
+
+
+@dataclass
+class _Members:
+    """The operands of a program as members of the struct; unused ones are left out."""
+
+    program: MaskProgram
+    input_types: tuple[DataType, ...]
+    first_input: int
+    used: set[str]
+    names: dict[str, str] = field(default_factory=dict)
+    types: dict[str, DataType] = field(default_factory=dict)
+    operands: dict[str, Operand] = field(default_factory=dict)
+    declarations: list[str] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
+    parameters: list[Parameter] = field(default_factory=list)
+    symbols: list[Symbol] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        position = self.first_input
+        for number, operand in enumerate(self.program.operands):
+            self.operands[operand.name] = operand
+            self.names[operand.name] = f"operand{number}"
+            is_table = operand.kind == "block_table"
+            if operand.name in self.used:
+                (self._add_table if is_table else self._add_tensor)(operand, position)
+            position += len(ARRAY_NAMES) if is_table else 1
+
+    def _add_tensor(self, operand: Operand, position: int) -> None:
+        name = self.names[operand.name]
+        dtype = self.input_types[position]
+        if dtype not in C_TYPES:
+            raise MalformedNodeError(
+                f"mask operand {operand.name!r} of type {dtype.name}",
+                f"one of {', '.join(t.name for t in C_TYPES)}",
+            )
+        self.types[operand.name] = dtype
+        self.declarations.append(f"stof::Tensor<{C_TYPES[dtype]}, {operand.rank}> {name}")
+        self.parameters.append(pointer(name, dtype, "input", position))
+        sizes = []
+        for axis in range(operand.rank):
+            size = f"{name}_size{axis}"
+            self.symbols.append(Symbol(size, "input", position, (axis,)))
+            self.parameters.append(int32(size, size))
+            sizes.append(size)
+        self.values.append(f"{{{name}, {{{', '.join(sizes)}}}}}")
+
+    def _add_table(self, operand: Operand, position: int) -> None:
+        name = self.names[operand.name]
+        numbers = ", ".join(str(n) for n in (*operand.shape, *operand.tile))
+        self.declarations.append(f"stof::BlockTable<{numbers}> {name}")
+        arrays = []
+        for offset, array in enumerate(ARRAY_NAMES):
+            parameter = pointer(f"{name}_{array}", DataType.INT32, "input", position + offset)
+            self.parameters.append(parameter)
+            arrays.append(parameter.name)
+        arrays[-1] = f"reinterpret_cast<const unsigned*>({arrays[-1]})"
+        self.values.append(f"{{{{}}, {', '.join(arrays)}}}")
+
+
+class _Function:
+    """Statements that compute an expression; each distinct sub-expression once."""
+
+    def __init__(self, members: _Members, is_element: bool = False) -> None:
+        self._members = members
+        self._is_element = is_element
+        self._names: dict[Expr, str] = {}
+        self.lines: list[str] = []
+        self.cursors = 0
+
+    def emit(self, expr: Expr) -> str:
+        """Name or literal that holds the expression's value."""
+        if expr not in self._names:
+            text = self._text(expr)
+            if not isinstance(expr, Const | Var):
+                name = f"t{len(self.lines)}"
+                self.lines.append(f"const auto {name} = {text};")
+                text = name
+            self._names[expr] = text
+        return self._names[expr]
+
+    def _text(self, expr: Expr) -> str:
+        if isinstance(expr, Const):
+            return _literal(expr)
+        if isinstance(expr, Var):
+            return expr.name if expr.name in _INDICES else f"T({expr.name})"
+        if isinstance(expr, Load):
+            return self._load(expr)
+        assert isinstance(expr, Op)
+        args = [self.emit(arg) for arg in expr.args]
+        info = OPS[expr.name]
+        if not info.infix:
+            return info.cuda.format(*args)
+        text = args[0]
+        for arg in args[1:]:
+            text = info.cuda.format(text, arg)
+        return text
+
+    def _load(self, load: Load) -> str:
+        name = self._members.names[load.source]
+        index = [self.emit(i) for i in load.index]
+        operand = self._members.operands[load.source]
+        if operand.kind == "tensor":
+            loader, accepted = _LOADERS[load.kind]
+            dtype = self._members.types[load.source]
+            if dtype not in accepted:
+                raise MalformedNodeError(
+                    f"mask operand {load.source!r} of type {dtype.name}, loaded as {load.kind}",
+                    " or ".join(t.name for t in accepted),
+                )
+            return f"stof::Loads<T>::{loader}({', '.join([name, *index])})"
+        if load.index[1:] == (Q_INDEX, K_INDEX) and not self._is_element:
+            self.cursors += 1
+            cursor = f"cursors[{self.cursors - 1}]"
+            return f"stof::TileLoads<T>::of({', '.join([name, cursor, *index])})"
+        return f"stof::TableLoads<T>::of({', '.join([name, *index])})"
+
+
+def _literal(expr: Const) -> str:
+    if expr.kind == "bool":
+        return f"stof::Literal<T>::of({'true' if expr.value else 'false'})"
+    if expr.kind == "int":
+        return f"T({int(expr.value)}LL)"
+    return float_literal(float(expr.value))
+
+
+def float_literal(value: float) -> str:
+    """A float32 literal of C++ with this value, rounded to float32."""
+    with np.errstate(over="ignore"):  # a number beyond float32's range is infinite there
+        value = float(np.float32(value))
+    if math.isinf(value):
+        return "stof::kInfinity" if value > 0 else "-stof::kInfinity"
+    return f"{value.hex()}f"
+
+
+def operand_types(program: MaskProgram, types: Mapping[str, DataType]) -> tuple[DataType, ...]:
+    """Element types of the inputs that hold a program's operands, in order.
+
+    Args:
+        program: the mask.
+        types: element type of each operand of kind "tensor".
+    """
+    result: list[DataType] = []
+    for operand in program.operands:
+        is_table = operand.kind == "block_table"
+        result += [DataType.INT32] * len(ARRAY_NAMES) if is_table else [types[operand.name]]
+    return tuple(result)
