@@ -105,7 +105,10 @@ def optimize(
     if output is not None:
         with _timed(seconds, "write"):
             save_model(done.model, output)
-    return Result(done.model, _report(model, done, chosen, compared, plans, seconds))
+    return Result(
+        done.model,
+        _report(model, done, targets=chosen, compared=compared, plans=plans, seconds=seconds),
+    )
 
 
 def inspect(
@@ -127,7 +130,7 @@ def inspect(
     """
     original = _load_original(model)
     _require_shapes(original, input_shapes)
-    return _report(model, _rewrite(original, progress or NullProgress()), (), None, {}, {})
+    return _report(model, _rewrite(original, progress or NullProgress()))
 
 
 def expand(model: ModelOrPath, output: PathLike | None = None) -> ModelProto:
@@ -236,20 +239,21 @@ def _require_equal(
 def _report(
     model: ModelOrPath,
     done: Rewrite,
-    targets: Sequence[Target],
-    compared: CheckResult | None,
-    plans: Mapping[str, Plan],
-    seconds: dict[str, float],
+    *,
+    targets: Sequence[Target] = (),
+    compared: CheckResult | None = None,
+    plans: Mapping[str, Plan] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> Report:
     return Report(
         model=_name(model),
-        attention=tuple(_entry(block, plans) for block in done.blocks),
+        attention=tuple(_entry(block, plans or {}) for block in done.blocks),
         nodes_before=done.nodes_before,
         nodes_after=done.nodes_after,
         targets=tuple(target.name for target in targets),
         notes=done.notes if done.nodes_after != done.nodes_before else (*done.notes, _UNCHANGED),
         check=None if compared is None else compared.to_json(),
-        seconds=seconds,
+        seconds=dict(seconds or {}),
     )
 
 
