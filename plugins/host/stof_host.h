@@ -77,12 +77,10 @@ typedef struct stof_tensor {
   int64_t dims[8];
 } stof_tensor;
 
-// Creates a plugin of this name (stof_plugin_name) for a layer, whose name stands in messages, as
-// the ONNX importer does (phase 0, build) or as a deserialised engine does (phase 1, run time). To
-// be destroyed.
-STOF_EXPORT stof_plugin* stof_plugin_create(const char* name, const char* layer,
-                                            const stof_field* fields, int32_t field_count,
-                                            int32_t phase) STOF_NOEXCEPT;
+// Creates a plugin as the ONNX importer does (phase 0, build) or as a deserialised engine does
+// (phase 1, run time), for a layer without a name. To be destroyed.
+STOF_EXPORT stof_plugin* stof_plugin_create(const char* name, const stof_field* fields,
+                                            int32_t field_count, int32_t phase) STOF_NOEXCEPT;
 STOF_EXPORT stof_plugin* stof_plugin_clone(const stof_plugin* plugin) STOF_NOEXCEPT;
 STOF_EXPORT void stof_plugin_destroy(stof_plugin* plugin) STOF_NOEXCEPT;
 

@@ -60,9 +60,8 @@ using stof::call_number;
 using stof::call_pointer;
 using stof::existing;
 
-extern "C" stof_plugin* stof_plugin_create(const char* name, const char* layer,
-                                           const stof_field* fields, int32_t field_count,
-                                           int32_t phase) noexcept {
+extern "C" stof_plugin* stof_plugin_create(const char* name, const stof_field* fields,
+                                           int32_t field_count, int32_t phase) noexcept {
   return call_pointer(__func__, [=] {
     if (name == nullptr || (fields == nullptr && field_count > 0) || phase < 0 || phase > 1) {
       throw std::invalid_argument("no plugin name, no fields, or a phase other than 0 and 1");
@@ -75,7 +74,7 @@ extern "C" stof_plugin* stof_plugin_create(const char* name, const char* layer,
     const nvinfer1::PluginFieldCollection collection{static_cast<int32_t>(list.size()),
                                                      list.data()};
     return stof::wrap(stof::creator_named(name).createPlugin(
-        layer == nullptr ? "" : layer, &collection, static_cast<nvinfer1::TensorRTPhase>(phase)));
+        "", &collection, static_cast<nvinfer1::TensorRTPhase>(phase)));
   });
 }
 

@@ -223,21 +223,21 @@ struct RunTimeTable : TableReader<RunTimeTable<kTileQ, kTileK>, kTileQ, kTileK> 
   const int* tile_counts;
   const int* tile_columns;
   const unsigned* bitmaps;
-  int sizes[3];  // groups, queries, keys
+  int sizes[3];  // groups, tiles of queries, tiles of keys
 
   __device__ __forceinline__ int groups() const { return sizes[0]; }
-  __device__ __forceinline__ int queries() const { return sizes[1]; }
-  __device__ __forceinline__ int keys() const { return sizes[2]; }
+  // Rounded up to whole tiles: beyond the mask all bits are 0.
+  __device__ __forceinline__ int queries() const { return sizes[1] * kTileQ; }
+  __device__ __forceinline__ int keys() const { return sizes[2] * kTileK; }
 
   __device__ __forceinline__ int find(int group, int query_tile, int key_tile) const {
-    const Int64 key_tiles = (keys() + kTileK - 1) / kTileK;
-    const Int64 row = Int64(group) * ((queries() + kTileQ - 1) / kTileQ) + query_tile;
+    const Int64 row = Int64(group) * sizes[1] + query_tile;
     const int full = load_readonly(tile_counts + 2 * row);
-    const int partial = load_readonly(tile_counts + 2 * row + 1);
-    const int* columns = tile_columns + row * key_tiles;
+    const int listed = full + load_readonly(tile_counts + 2 * row + 1);
+    const int* columns = tile_columns + row * sizes[2];
     if (find_column(columns, 0, full, key_tile) >= 0) return kFullTile;
-    const bool found = find_column(columns, full, full + partial, key_tile) >= 0;
-    return found ? int(row * key_tiles + key_tile) : kEmptyTile;
+    const bool found = find_column(columns, full, listed, key_tile) >= 0;
+    return found ? int(row * sizes[2] + key_tile) : kEmptyTile;
   }
 };
 

@@ -105,13 +105,17 @@ __device__ __forceinline__ void multiply_add_tf32(float (&c)[4], unsigned a0, un
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// c += a b for floats, as three TF32 products ("3xTF32"): close to float32's own precision. The
-// small products come first, so that they aren't lost.
+// c += a b for floats, as three TF32 products ("3xTF32"), with an error like that of float32
+// arithmetic. Tensor cores truncate when they accumulate, which over a long sum is a bias 10 times
+// float32's error; so they sum 8 products only, and c is added to by ordinary, rounded additions.
 __device__ __forceinline__ void multiply_add(float (&c)[4], const SplitFloat (&a)[4],
                                              const SplitFloat& b0, const SplitFloat& b1) {
-  multiply_add_tf32(c, a[0].low, a[1].low, a[2].low, a[3].low, b0.high, b1.high);
-  multiply_add_tf32(c, a[0].high, a[1].high, a[2].high, a[3].high, b0.low, b1.low);
-  multiply_add_tf32(c, a[0].high, a[1].high, a[2].high, a[3].high, b0.high, b1.high);
+  float sum[4] = {};
+  multiply_add_tf32(sum, a[0].low, a[1].low, a[2].low, a[3].low, b0.high, b1.high);
+  multiply_add_tf32(sum, a[0].high, a[1].high, a[2].high, a[3].high, b0.low, b1.low);
+  multiply_add_tf32(sum, a[0].high, a[1].high, a[2].high, a[3].high, b0.high, b1.high);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) c[i] += sum[i];
 }
 
 // 2^x, to about 2 units in the last place; 0 for -inf.

@@ -85,7 +85,7 @@ std::optional<Capability> find_capability() {
 }  // namespace
 
 std::string describe_node(const std::string& op, const std::string& name) {
-  return "node '" + name + "' (" + op + ")";
+  return name.empty() ? op : "node '" + name + "' (" + op + ")";
 }
 
 void check_operand_types(const Plan& plan, std::size_t first) {

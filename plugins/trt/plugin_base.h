@@ -41,7 +41,7 @@ struct Node {
   std::string metadata;
 };
 
-// "node 'attention_3' (StofMaskedAttention)", for messages.
+// "node 'attention_3' (StofMaskedAttention)", or the operator alone for a node without a name.
 std::string describe_node(const std::string& op, const std::string& name);
 
 // Mask operands, the plan's inputs from `first` on, have types that a mask can come in: INT8 (for

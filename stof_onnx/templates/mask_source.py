@@ -24,6 +24,8 @@ from stof_onnx.ir.errors import MalformedNodeError
 from stof_onnx.ir.expr import Const, Expr, Load, Op, Var, loads
 from stof_onnx.ir.expr.ops import OPS
 from stof_onnx.ir.mask.program import K_INDEX, Q_INDEX, MaskProgram, Operand
+from stof_onnx.ir.operators.mask_table import OUTPUT_NAMES
+from stof_onnx.ir.operators.masked_attention import TableInput
 from stof_onnx.ir.plan import DataType, Symbol
 from stof_onnx.templates.integer_range import fits_int32
 from stof_onnx.templates.signature import C_TYPES, Parameter, int32, pointer
@@ -57,7 +59,12 @@ class MaskSource:
 
 
 def mask_source(
-    program: MaskProgram, types: tuple[DataType, ...], first_input: int, *, use_bias: bool = True
+    program: MaskProgram,
+    types: tuple[DataType, ...],
+    first_input: int,
+    *,
+    use_bias: bool = True,
+    table: TableInput | None = None,
 ) -> MaskSource:
     """The C++ of a mask program.
 
@@ -66,15 +73,18 @@ def mask_source(
         types: element types of the node's inputs.
         first_input: number of the input that holds the first operand.
         use_bias: False to leave the program's bias out.
+        table: the run-time table behind the operands, which keep() then reads in place of
+            what the program says.
 
     Raises:
         MalformedNodeError: an operand's type isn't one that the program's loads can read.
     """
     bias = program.bias if use_bias else None
-    members = _Members(program, types, first_input, _used(program.keep, bias))
+    parts = [part for part in (program.keep if table is None else None, bias) if part is not None]
+    used = {load.source for part in parts for load in loads(part)}
+    members = _Members(program, types, first_input, used, table)
     keep = _Function(members)
-    keep_result = keep.emit(program.keep)
-    parts = [program.keep] if bias is None else [program.keep, bias]
+    keep_result = keep.emit(program.keep) if table is None else keep.read_table(table)
     narrow = all(fits_int32(part, members.types) for part in parts)
     lines = [
         "struct Mask {",
@@ -100,11 +110,6 @@ def mask_source(
     )
 
 
-def _used(keep: Expr, bias: Expr | None) -> set[str]:
-    used = loads(keep) + ([] if bias is None else loads(bias))
-    return {load.source for load in used}
-
-
 def _method(head: str, function: _Function, result: str) -> list[str]:
     return [
         "  template <class T>",
@@ -123,6 +128,7 @@ class _Members:
     input_types: tuple[DataType, ...]
     first_input: int
     used: set[str]
+    table: TableInput | None
     names: dict[str, str] = field(default_factory=dict)
     types: dict[str, DataType] = field(default_factory=dict)
     operands: dict[str, Operand] = field(default_factory=dict)
@@ -140,6 +146,8 @@ class _Members:
             if operand.name in self.used:
                 (self._add_table if is_table else self._add_tensor)(operand, position)
             position += len(ARRAY_NAMES) if is_table else 1
+        if self.table is not None:
+            self._add_run_time_table(self.table, position)
 
     def _add_tensor(self, operand: Operand, position: int) -> None:
         name = self.names[operand.name]
@@ -172,6 +180,22 @@ class _Members:
         arrays[-1] = f"reinterpret_cast<const unsigned*>({arrays[-1]})"
         self.values.append(f"{{{{}}, {', '.join(arrays)}}}")
 
+    def _add_run_time_table(self, table: TableInput, position: int) -> None:
+        counts, columns, bitmaps = range(position, position + len(OUTPUT_NAMES))
+        self.declarations.append(f"stof::RunTimeTable<{table.tile[0]}, {table.tile[1]}> table")
+        arrays = []
+        for name, number in zip(OUTPUT_NAMES, (counts, columns, bitmaps), strict=True):
+            self.parameters.append(pointer(f"table_{name}", DataType.INT32, "input", number))
+            arrays.append(f"table_{name}")
+        arrays[-1] = f"reinterpret_cast<const unsigned*>({arrays[-1]})"
+        sizes = {"table_groups": 0, "table_rows": 1, "table_columns": 2}
+        for name, axis in sizes.items():
+            self.symbols.append(Symbol(name, "input", columns, (axis,)))
+            self.parameters.append(int32(f"{name}_size", name))
+        self.values.append(
+            f"{{{{}}, {', '.join(arrays)}, {{{', '.join(f'{name}_size' for name in sizes)}}}}}"
+        )
+
 
 class _Function:
     """Statements that compute an expression; each distinct sub-expression once."""
@@ -182,6 +206,18 @@ class _Function:
         self._names: dict[Expr, str] = {}
         self.lines: list[str] = []
         self.cursors = 0
+
+    def read_table(self, table: TableInput) -> str:
+        """What holds whether a run-time table keeps the pair."""
+        self.cursors += 1
+        group = {
+            (False, False): "T(0)",
+            (False, True): "h",
+            (True, False): "b",
+            (True, True): "b * T(H) + h",
+        }[table.by_batch, table.by_head]
+        self.lines.append(f"const auto group = {group};")
+        return "stof::TileLoads<T>::of(table, cursors[0], group, q, k)"
 
     def emit(self, expr: Expr) -> str:
         """Name or literal that holds the expression's value."""

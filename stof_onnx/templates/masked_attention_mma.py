@@ -76,6 +76,8 @@ def refusal(record: MaskedAttention) -> str | None:
             return (
                 f"block table {operand.name!r} has tiles of {operand.tile}, wanted multiples of 16"
             )
+    if record.table is not None and any(size % 16 for size in record.table.tile):
+        return f"the run-time table has tiles of {record.table.tile}, wanted multiples of 16"
     return None
 
 
@@ -94,13 +96,18 @@ def _reject(node: AttentionNode, target: Target, parameters: Parameters) -> str 
     need, limit = shared_bytes(node, parameters), _SHARED_BYTES[target.name]
     if need > limit:
         return f"{need} bytes of shared memory, {target.name} has {limit}"
-    for operand in node.record.mask.operands:
-        if operand.kind != "block_table":
-            continue
-        if operand.tile[0] % parameters.tile_q or operand.tile[1] % parameters.tile_k:
-            tile = f"{parameters.tile_q}x{parameters.tile_k}"
-            return f"a tile of {tile} spans several of the block table's {operand.tile}"
+    for tile in _table_tiles(node.record):
+        if tile[0] % parameters.tile_q or tile[1] % parameters.tile_k:
+            own = f"{parameters.tile_q}x{parameters.tile_k}"
+            return f"a tile of {own} spans several of the mask table's {tile}"
     return None
+
+
+def _table_tiles(record: MaskedAttention) -> list[tuple[int, ...]]:
+    """Tiles of the tables that the kernel reads."""
+    if record.table is not None:
+        return [record.table.tile]
+    return [operand.tile for operand in record.mask.operands if operand.kind == "block_table"]
 
 
 def shared_bytes(node: AttentionNode, parameters: Parameters) -> int:
@@ -124,7 +131,8 @@ def _padded(dim: int) -> int:
 
 
 def _source(node: AttentionNode) -> MaskSource:
-    return mask_source(node.record.mask, node.input_types, FIRST_OPERAND)
+    record = node.record
+    return mask_source(record.mask, node.input_types, FIRST_OPERAND, table=record.table)
 
 
 def source(node: AttentionNode, parameters: Parameters) -> str:

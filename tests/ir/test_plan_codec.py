@@ -143,6 +143,8 @@ DAMAGED_ENVELOPES = {
     "size more": (envelope(size=len(PAYLOAD) + 1), "compressed bytes that yield"),
     "size 0": (envelope(size=0), "that yield more than 0 bytes"),
     "size over the limit": (envelope(size=2**30 + 1), "at most 1073741824"),
+    "size over the ratio": (envelope(size=1032 * (len(ENCODED) - 32) + 1), "and 1032 to 1"),
+    "size of the ratio": (envelope(size=1032 * (len(ENCODED) - 32)), "that yield"),
     "size of all": (envelope(size=2**64 - 1), "at most 1073741824"),
     "CRC": (envelope(checksum=zlib.crc32(PAYLOAD) ^ 1), "the payload of CRC-32"),
     "stream cut": (ENCODED[:-1], "compressed bytes that yield"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -225,14 +226,14 @@ class MaskedAttention:
         if self.table is not None:
             self.table.validate(self.mask)
 
-    def table_position(self) -> int:
-        """Number of the first input behind the mask operands, where a run-time table is."""
-        operands = self.mask.operands
-        return 3 + sum(TABLE_ARRAYS if o.kind == "block_table" else 1 for o in operands)
+    def operand_positions(self) -> tuple[int, ...]:
+        """Number of the first input of each mask operand, and of the input behind the last."""
+        sizes = [TABLE_ARRAYS if o.kind == "block_table" else 1 for o in self.mask.operands]
+        return tuple(accumulate(sizes, initial=3))
 
     def input_count(self) -> int:
         """How many inputs the node has."""
-        return self.table_position() + (0 if self.table is None else len(OUTPUT_NAMES))
+        return self.operand_positions()[-1] + (0 if self.table is None else len(OUTPUT_NAMES))
 
     def expand(
         self,
@@ -335,14 +336,11 @@ class MaskedAttention:
     ) -> tuple[dict[str, str], dict[str, Array]]:
         tensors: dict[str, str] = {}
         tables: dict[str, Array] = {}
-        position = 3
-        for operand in self.mask.operands:
+        for operand, position in zip(self.mask.operands, self.operand_positions(), strict=False):
             if operand.kind == "tensor":
                 tensors[operand.name] = inputs[position]
-                position += 1
                 continue
             names = inputs[position : position + TABLE_ARRAYS]
-            position += TABLE_ARRAYS
             missing = [name for name in names if name not in constants]
             if missing:
                 raise MalformedNodeError(
