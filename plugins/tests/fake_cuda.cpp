@@ -31,6 +31,7 @@ constexpr int kSharedOptin = 232448;  // an H100's
 constexpr int kSharedDefault = 49152;
 
 struct Context {
+  int device;
   unsigned long long id;
   int major;
   int minor;
@@ -56,7 +57,8 @@ struct World {
   bool is_initialized = false;
   bool is_capturing = false;
   bool is_recording = true;
-  std::deque<Context> contexts{Context{1, 9, 0, true}};
+  std::deque<Context> contexts{Context{0, 1, 9, 0, true}};
+  unsigned long long last_context_id = 1;
   std::deque<Module> modules;
   std::deque<Function> functions;
   std::string log;
@@ -194,6 +196,12 @@ int check_current() {
   return context->is_alive ? kSuccess : kContextIsDestroyed;
 }
 
+void drop_modules(const Context* context) {
+  for (Module& module : world().modules) {
+    if (module.context == context) module.is_alive = false;
+  }
+}
+
 int check_launch(const Function& function, const unsigned (&grid)[3], const unsigned (&block)[3],
                  unsigned shared) {
   std::uint64_t threads = 1;
@@ -281,7 +289,7 @@ int cuCtxGetDevice(int* device) {
   Call call("cuCtxGetDevice");
   int result = call.begin();
   if (result == kSuccess) result = check_current();
-  if (result == kSuccess) *device = static_cast<int>(current()->id) - 1;
+  if (result == kSuccess) *device = current()->device;
   return call.end(result);
 }
 
@@ -440,21 +448,28 @@ void fake_cuda_set_capability(int32_t major, int32_t minor) {
 void* fake_cuda_create_context(int32_t major, int32_t minor) {
   World& w = world();
   const std::lock_guard<std::mutex> lock(w.mutex);
-  w.contexts.push_back(Context{w.contexts.size() + 1, major, minor, true});
+  const int device = static_cast<int>(w.contexts.size());
+  w.contexts.push_back(Context{device, ++w.last_context_id, major, minor, true});
   return &w.contexts.back();
 }
 
 void* fake_cuda_default_context(void) { return &world().contexts.front(); }
 
 void fake_cuda_destroy_context(void* handle) {
+  const std::lock_guard<std::mutex> lock(world().mutex);
+  Context* const context = known(world().contexts, handle);
+  if (context == nullptr) return;
+  drop_modules(context);
+  context->is_alive = false;
+}
+
+void fake_cuda_renew_context(void* handle) {
   World& w = world();
   const std::lock_guard<std::mutex> lock(w.mutex);
   Context* const context = known(w.contexts, handle);
   if (context == nullptr) return;
-  context->is_alive = false;
-  for (Module& module : w.modules) {
-    if (module.context == context) module.is_alive = false;
-  }
+  drop_modules(context);
+  context->id = ++w.last_context_id;
 }
 
 void fake_cuda_set_current(void* handle) {

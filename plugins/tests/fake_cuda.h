@@ -31,6 +31,9 @@ void* fake_cuda_create_context(int32_t major, int32_t minor);
 void* fake_cuda_default_context(void);
 /* Its modules are gone with it; using it is CUDA_ERROR_CONTEXT_IS_DESTROYED from now on. */
 void fake_cuda_destroy_context(void* context);
+/* What cudaDeviceReset does to a primary context in use: its modules are gone, and the same handle
+ * is another context, with another id. */
+void fake_cuda_renew_context(void* context);
 /* Makes a context, or none (NULL), current in this thread. */
 void fake_cuda_set_current(void* context);
 

@@ -374,6 +374,18 @@ void test_late_unloading() {
   fake_cuda_destroy_context(doomed);
   executor.reset();
   CHECK(fake_cuda_call_count("cuModuleUnload") == 0);
+
+  // Another context at the same address: the old one's handles mean nothing in it.
+  reset();
+  executor = std::make_unique<Executor>(shared(sample_plan()));
+  fake_cuda_renew_context(fake_cuda_default_context());
+  auto renewed = std::make_unique<Executor>(shared(sample_plan()));
+  CHECK(fake_cuda_call_count("cuModuleLoadDataEx") == 2);
+  executor.reset();
+  CHECK(fake_cuda_call_count("cuModuleUnload") == 0);
+  renewed.reset();
+  CHECK(fake_cuda_call_count("cuModuleUnload") == 1);
+
   for (const char* const call : {"cuCtxGetId", "cuCtxPushCurrent_v2", "cuModuleUnload"}) {
     reset();
     executor = std::make_unique<Executor>(shared(sample_plan()));

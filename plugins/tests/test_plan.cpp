@@ -198,6 +198,19 @@ void test_bad_payload() {
   CHECK_THROWS(
       PlanError, [&] { read_plan(huge_bytes.data(), huge_bytes.size()); }, "has length 4294967295",
       "huge string");
+
+  // As many symbols as bytes follow: a symbol takes more than one.
+  Plan plan = sample_plan();
+  plan.symbols.clear();
+  Bytes many = write_payload(plan);
+  const std::size_t at = 4 + plan.op.size() + 4 + plan.producer.size() + 4 + 4 + 4 + 3 * 4;
+  CHECK(many[at] == 0);
+  many.resize(at + 4 + 200);
+  many[at] = 200;
+  const Bytes many_bytes = write_envelope(many);
+  CHECK_THROWS(
+      PlanError, [&] { read_plan(many_bytes.data(), many_bytes.size()); },
+      "symbols has length 200, but only 200 bytes follow", "symbols of a byte");
 }
 
 // Changed payloads under a right CRC: read or refused, never a crash. What is read is used, too.

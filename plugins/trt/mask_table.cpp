@@ -16,6 +16,9 @@ using nvinfer1::IDimensionExpr;
 
 constexpr std::uint32_t kOutputs = 3;
 
+// In size_axes: the size is 1, as the batch of a mask that all batches share.
+constexpr std::int64_t kNoOperand = -1;
+
 // Well above any tile a kernel works on; the words of a bitmap stay far from overflow.
 constexpr std::int64_t kLargestTile = 1024;
 
@@ -32,14 +35,26 @@ void check_plan_types(const Plan& plan) {
   }
 }
 
+[[noreturn]] void refuse_axis(std::int64_t operand, std::int64_t axis) {
+  throw AttributeError("size_axes names axis " + std::to_string(axis) + " of input " +
+                       std::to_string(operand) + ", which doesn't exist");
+}
+
 const IDimensionExpr* size_at(const std::vector<DimsExprs>& inputs, std::int64_t operand,
-                              std::int64_t axis) {
+                              std::int64_t axis, nvinfer1::IExprBuilder& builder) {
+  if (operand == kNoOperand) return constant(builder, 1);
   if (operand < 0 || operand >= static_cast<std::int64_t>(inputs.size()) || axis < 0 ||
       axis >= inputs[static_cast<std::size_t>(operand)].nbDims) {
-    throw AttributeError("size_axes names axis " + std::to_string(axis) + " of input " +
-                         std::to_string(operand) + ", which doesn't exist");
+    refuse_axis(operand, axis);
   }
   return inputs[static_cast<std::size_t>(operand)].d[axis];
+}
+
+std::int64_t size_at(const std::vector<Dimensions>& inputs, std::int64_t operand,
+                     std::int64_t axis) {
+  if (operand == kNoOperand) return 1;
+  if (operand < 0 || axis < 0) refuse_axis(operand, axis);
+  return inputs.at(static_cast<std::size_t>(operand)).at(static_cast<std::size_t>(axis));
 }
 
 }  // namespace
@@ -80,9 +95,9 @@ std::unique_ptr<PluginBase> MaskTable::copy() const {
 
 void MaskTable::write_output_shapes(const std::vector<DimsExprs>& inputs, DimsExprs* outputs,
                                     nvinfer1::IExprBuilder& builder) const {
-  const auto* const batch = size_at(inputs, size_axes_[0], size_axes_[1]);
-  const auto* const queries = size_at(inputs, size_axes_[2], size_axes_[3]);
-  const auto* const keys = size_at(inputs, size_axes_[4], size_axes_[5]);
+  const auto* const batch = size_at(inputs, size_axes_[0], size_axes_[1], builder);
+  const auto* const queries = size_at(inputs, size_axes_[2], size_axes_[3], builder);
+  const auto* const keys = size_at(inputs, size_axes_[4], size_axes_[5], builder);
   const auto* const groups =
       operation(builder, DimensionOperation::kPROD, batch, constant(builder, num_heads_));
   const auto* const rows =
@@ -93,6 +108,19 @@ void MaskTable::write_output_shapes(const std::vector<DimsExprs>& inputs, DimsEx
   set_shape(outputs[0], {groups, rows, constant(builder, 2)});
   set_shape(outputs[1], {groups, rows, columns});
   set_shape(outputs[2], {groups, rows, columns, words});
+}
+
+void MaskTable::check_shapes(const std::vector<Dimensions>& inputs,
+                             const std::vector<Dimensions>& outputs) const {
+  const std::int64_t groups = size_at(inputs, size_axes_[0], size_axes_[1]) * num_heads_;
+  const std::int64_t queries = size_at(inputs, size_axes_[2], size_axes_[3]);
+  const std::int64_t keys = size_at(inputs, size_axes_[4], size_axes_[5]);
+  const std::int64_t rows = (queries + tile_[0] - 1) / tile_[0];
+  const std::int64_t columns = (keys + tile_[1] - 1) / tile_[1];
+  const std::vector<Dimensions> wanted = {{groups, rows, 2},
+                                          {groups, rows, columns},
+                                          {groups, rows, columns, tile_[0] * tile_[1] / 32}};
+  if (outputs != wanted) throw AttributeError("the outputs' shapes aren't those of the mask");
 }
 
 }  // namespace stof

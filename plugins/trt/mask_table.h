@@ -23,12 +23,14 @@ class MaskTable final : public PluginBase {
   void write_output_shapes(const std::vector<nvinfer1::DimsExprs>& inputs,
                            nvinfer1::DimsExprs* outputs,
                            nvinfer1::IExprBuilder& builder) const override;
+  void check_shapes(const std::vector<Dimensions>& inputs,
+                    const std::vector<Dimensions>& outputs) const override;
 
  private:
   explicit MaskTable(std::shared_ptr<const Node> shared);
 
   const std::int64_t num_heads_;
-  const std::vector<std::int64_t> size_axes_;  // (operand, axis) of B, of Sq, of Sk
+  const std::vector<std::int64_t> size_axes_;  // (operand, axis) of B, of Sq, of Sk; operand -1: 1
   const std::vector<std::int64_t> tile_;       // queries, keys
 };
 

@@ -146,4 +146,33 @@ void MaskedAttention::write_output_shapes(const std::vector<nvinfer1::DimsExprs>
   }
 }
 
+void MaskedAttention::check_shapes(const std::vector<Dimensions>& inputs,
+                                   const std::vector<Dimensions>& outputs) const {
+  const auto rank_fits = [this](const Dimensions& dims, std::size_t input) {
+    return shape_.input_layouts[input] == Layout::kBhsd ? dims.size() == 4 : dims.size() >= 3;
+  };
+  const auto length = [this](const Dimensions& dims, std::size_t input) {
+    return dims[shape_.input_layouts[input] == Layout::kBhsd ? 2 : 1];
+  };
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (!rank_fits(inputs.at(i), i)) throw AttributeError("query, key or value has a wrong rank");
+  }
+  if (inputs[1][0] != inputs[0][0] || inputs[2][0] != inputs[0][0]) {
+    throw AttributeError("query, key and value have batches of " + std::to_string(inputs[0][0]) +
+                         ", " + std::to_string(inputs[1][0]) + " and " +
+                         std::to_string(inputs[2][0]) + ", wanted the same");
+  }
+  if (length(inputs[1], 1) != length(inputs[2], 2)) {
+    throw AttributeError("key and value have lengths of " + std::to_string(length(inputs[1], 1)) +
+                         " and " + std::to_string(length(inputs[2], 2)) + ", wanted the same");
+  }
+  const std::int64_t batch = inputs[0][0], queries = length(inputs[0], 0);
+  const std::int64_t heads = shape_.num_heads, dim = shape_.value_head_dim;
+  const Dimensions wanted = shape_.output_rank == 3 ? Dimensions{batch, queries, heads * dim}
+                            : shape_.output_layout == Layout::kBshd
+                                ? Dimensions{batch, queries, heads, dim}
+                                : Dimensions{batch, heads, queries, dim};
+  if (outputs.at(0) != wanted) throw AttributeError("the output's shape isn't that of the query");
+}
+
 }  // namespace stof

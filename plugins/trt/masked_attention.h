@@ -23,6 +23,8 @@ class MaskedAttention final : public PluginBase {
   void write_output_shapes(const std::vector<nvinfer1::DimsExprs>& inputs,
                            nvinfer1::DimsExprs* outputs,
                            nvinfer1::IExprBuilder& builder) const override;
+  void check_shapes(const std::vector<Dimensions>& inputs,
+                    const std::vector<Dimensions>& outputs) const override;
 
  private:
   enum class Layout { kBshd, kBhsd };

@@ -306,7 +306,10 @@ std::int32_t PluginBase::onShapeChange(const PluginTensorDesc* in, std::int32_t 
     check_counts(nbInputs, nbOutputs);
     // The builder also prepares plugins that it has not attached to a context.
     if (executor_ == nullptr) executor_ = std::make_unique<Executor>(node_->plan);
-    executor_->set_shapes(shapes_of(in, nbInputs), shapes_of(out, nbOutputs));
+    const std::vector<Dimensions> inputs = shapes_of(in, nbInputs);
+    const std::vector<Dimensions> outputs = shapes_of(out, nbOutputs);
+    check_shapes(inputs, outputs);
+    executor_->set_shapes(inputs, outputs);
     shapes_known_ = true;
     log(Severity::kVerbose, describe_node(node_->op, node_->name) + ": " + executor_->target() +
                                 ", " + executor_->tactic());

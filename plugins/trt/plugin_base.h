@@ -115,6 +115,11 @@ class PluginBase : public nvinfer1::IPluginV3,
                                    nvinfer1::DimsExprs* outputs,
                                    nvinfer1::IExprBuilder& builder) const = 0;
 
+  // Throws AttributeError for shapes that don't fit each other, which a plan's checks, each on one
+  // number, can't see: kernels rely on it that sizes agree.
+  virtual void check_shapes(const std::vector<Dimensions>& inputs,
+                            const std::vector<Dimensions>& outputs) const = 0;
+
  private:
   template <typename Result, typename Body>
   Result guarded(nvinfer1::ErrorCode code, Result failed, Body body) const noexcept;

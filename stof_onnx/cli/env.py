@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import platform
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,15 @@ _EXAMPLES = """\
 stof-onnx env
 stof-onnx env --json"""
 
-_CORE = ("onnx", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "numpy", "rich")
+_CORE = (
+    "onnx",
+    "onnx-graphsurgeon",
+    "onnxruntime",
+    "polygraphy",
+    "nvidia-cuda-nvrtc",
+    "numpy",
+    "rich",
+)
 _SOURCE_TREE = "run `pip install .` in the source tree"
 
 
@@ -45,13 +52,13 @@ _OPTIONAL = (
     _Optional(
         "tensorrt",
         ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-        "building engines",
+        "building engines for `stof-onnx build`",
         "pip install tensorrt-cu13",
     ),
     _Optional(
         "tensorrt_rtx",
         ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
-        "the test that a TensorRT parser accepts expanded files, without a GPU",
+        "building engines of expanded files, without plugins and without a GPU",
         "pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs",
     ),
     _Optional(
@@ -63,12 +70,6 @@ _OPTIONAL = (
         "running on a GPU, with the CUDA toolkit",
         "pip install pycuda",
         instead="cuda-core",
-    ),
-    _Optional(
-        "nvrtc",
-        ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12"),
-        "compiling kernels",
-        "pip install nvidia-cuda-nvrtc",
     ),
 )
 
@@ -101,9 +102,10 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
 def gather() -> dict[str, Any]:
     """The environment as a JSON-serialisable object."""
     from stof_onnx import __version__
+    from stof_onnx.jit.cache import default_directory
 
     required = {name: _installed_version((name,)) for name in _CORE}
-    optional = {entry.name: _optional_version(entry) for entry in _OPTIONAL}
+    optional = {entry.name: _installed_version(entry.distributions) for entry in _OPTIONAL}
     library = _plugin_library(__version__)
     missing = [
         {"name": name, "needed_for": "everything", "install": f"pip install {name}"}
@@ -127,6 +129,7 @@ def gather() -> dict[str, Any]:
         "required": required,
         "optional": optional,
         "plugin_library": library,
+        "kernel_cache": str(default_directory()),
         "gpu": _gpus(),
         "missing": missing,
     }
@@ -139,26 +142,6 @@ def _installed_version(distributions: tuple[str, ...]) -> str | None:
             return metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return None
-
-
-def _optional_version(entry: _Optional) -> str | None:
-    version = _installed_version(entry.distributions)
-    if version is None and entry.name == "nvrtc":
-        version = _toolkit_nvrtc()
-    return version
-
-
-def _toolkit_nvrtc() -> str | None:
-    """Version of an NVRTC that is no Python package but on the library path."""
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    for name in ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"):
-        try:
-            failed = ctypes.CDLL(name).nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-        except (OSError, AttributeError):
-            continue
-        if not failed:
-            return f"{major.value}.{minor.value} ({name})"
     return None
 
 
@@ -220,6 +203,7 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "plugin library", f"{library['version']}, {count} plugins ({library['path']})"
     if library["problem"]:
         yield "plugin library", library["problem"]
+    yield "kernel cache", facts["kernel_cache"]
     gpu = facts["gpu"]
     for number, device in enumerate(gpu["devices"]):
         memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"

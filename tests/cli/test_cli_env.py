@@ -20,7 +20,7 @@ def test_json_is_one_object_with_versions(run_cli):
     assert facts["stof-onnx"] == stof_onnx.__version__
     assert facts["required"]["numpy"] == numpy.__version__
     assert None not in facts["required"].values()
-    assert {"tensorrt", "tensorrt_rtx", "cuda-core", "pycuda", "nvrtc"} == set(facts["optional"])
+    assert {"tensorrt", "tensorrt_rtx", "cuda-core", "pycuda"} == set(facts["optional"])
     assert {"path", "version", "plugins", "problem"} == set(facts["plugin_library"])
 
 
@@ -36,7 +36,6 @@ def test_text_names_everything_that_json_has(run_cli):
 
 def test_what_is_missing_comes_with_its_install_line(run_cli, monkeypatch):
     monkeypatch.setattr(env, "_installed_version", lambda distributions: None)
-    monkeypatch.setattr(env, "_toolkit_nvrtc", lambda: None)
     missing = {m["name"]: m["install"] for m in json.loads(run_cli("env", "--json").out)["missing"]}
     assert missing["onnx"] == "pip install onnx"
     assert missing["tensorrt"] == "pip install tensorrt-cu13"

@@ -54,7 +54,7 @@ from stof_onnx.ir.mask.program import (
 )
 from stof_onnx.ir.operators.builder import Builder, ConstantPool
 from stof_onnx.ir.operators.mask_expansion import MaskEmitter
-from stof_onnx.ir.operators.mask_table import OP_TYPE, MaskTable
+from stof_onnx.ir.operators.mask_table import OP_TYPE, SHARED_BY_BATCHES, MaskTable
 from stof_onnx.ir.operators.masked_attention import node_attributes
 from stof_onnx.ir.operators.registry import DOMAIN
 from tests.ir.mask_tables import blocky, expected
@@ -218,6 +218,20 @@ def test_a_mask_by_head_and_length() -> None:
     check(record, feeds, keep)
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_mask_that_batches_share(heads: int) -> None:
+    """One group a head, whatever the batch of other tensors is."""
+    keep = blocky(np.random.default_rng(6), (1, heads, 21, 40), 8)
+    load = Load("dense", (H_INDEX, Q_INDEX, K_INDEX), "bool")
+    program = MaskProgram(load, operands=(Operand("dense", "tensor", 3), QUERY))
+    record = MaskTable(program, heads, (SHARED_BY_BATCHES, (1, 1), (0, 2)), (8, 16))
+    feeds = {"dense": keep[0].astype(np.int8), "query": np.zeros((5, 21, 2), np.float32)}
+    check(record, feeds, keep)
+    attributes = record.attributes()
+    assert attributes["size_axes"] == [-1, 0, 1, 1, 0, 2]
+    assert MaskTable.from_attributes(attributes, NODE) == record
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 70), st.integers(1, 70)),
@@ -277,6 +291,16 @@ TABLE = Operand("table", "block_table", 3, (1, 8, 8), (8, 8))
         ({"size_axes": [0, 0, 0, 2, 0, 4]}, "beyond the operands"),
         ({"size_axes": [0, 0, 1, 2, 0, 3]}, "beyond the operands"),
         ({"size_axes": [0, -1, 0, 2, 0, 3]}, "beyond the operands"),
+        ({"size_axes": [-1, 1, 0, 2, 0, 3]}, "beyond the operands"),
+        ({"size_axes": [0, 0, -1, 0, 0, 3]}, "beyond the operands"),
+        ({"size_axes": [-1, 0, 0, 2, 0, 3]}, "for a mask that depends on the batch; wanted"),
+        (
+            {
+                "size_axes": [-1, 0, 0, 2, 0, 3],
+                "mask": MaskProgram(ge0(sub(BATCH, K_INDEX)), operands=(DENSE,)).to_json(),
+            },
+            "for a mask that depends on the batch; wanted",
+        ),
         ({"mask": "[]"}, "the mask attribute is not a mask program"),
         (
             {"mask": MaskProgram(operands=(TABLE,)).to_json()},

@@ -364,4 +364,20 @@ WIDTHS = {
     ),
 }  # fmt: skip
 
+DEFECTS = {
+    "table's group by a vector of queries": case(
+        load("t", load("g", q, kind="int"), q, k), {"t": table(4), "g": np.arange(37) % 4}
+    ),
+    "table's group by the query": case(load("t", mod(q, integer(4)), q, k), {"t": table(4)}),
+    "group beyond what ranges hold": case(
+        load("t", load("g", b, kind="int"), q, k), {"t": table(4), "g": np.array([2**41, 0])}
+    ),
+    "product of int64, one of which is 0": case(
+        ge0(mul(load("x", b, k, kind="int"), load("y", b, k, kind="int"))),
+        {"x": np.array([[2**40, 0, 5]] * 2), "y": np.array([[0, 2**40, -5]] * 2)},
+    ),
+    "empty tensor": case(load("m", k, b), {"m": np.zeros((0, 2), bool)}),
+}
+"""What goes wrong today."""
+
 FAMILIES = {**EXACT, **COMBINATIONS, **BIASES, **{name: one for name, (one, _) in WIDTHS.items()}}

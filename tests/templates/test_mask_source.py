@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from stof_onnx.ir.block_table import BlockTable
 from stof_onnx.ir.errors import MalformedNodeError
 from stof_onnx.ir.expr import Const, Expr, Load, Var, substitute
-from stof_onnx.ir.expr.build import and_, integer
+from stof_onnx.ir.expr.build import and_, ge0, integer
 from stof_onnx.ir.mask.program import MaskProgram, Operand
 from stof_onnx.ir.plan import DataType
 from stof_onnx.templates.mask_source import float_literal, mask_source, operand_types
@@ -22,6 +22,7 @@ from tests.templates.mask_cases import (
     BIASES,
     CAUSAL,
     COMBINATIONS,
+    DEFECTS,
     EXACT,
     FAMILIES,
     WIDTHS,
@@ -74,6 +75,13 @@ def test_integers_are_as_wide_as_they_must_be(compiled, name):
     assert f"using Index = {index};" in one.source().text
     (outcome,) = compiled.run([one])
     check(one, outcome)
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+@pytest.mark.xfail(reason="reported to the lead", raises=(AssertionError, IndexError))
+def test_defects(tmp_path, name):
+    (outcome,) = CompiledMasks([DEFECTS[name]], tmp_path).run([DEFECTS[name]])
+    check(DEFECTS[name], outcome)
 
 
 # ---- random programs ----------------------------------------------------------------------------
@@ -190,8 +198,6 @@ def test_loads_of_another_type_are_refused(kind, dtype):
     if kind == "bool":
         keep = value
     elif kind == "int":
-        from stof_onnx.ir.expr.build import ge0
-
         keep = ge0(value)
     program = MaskProgram(keep=keep, bias=bias, operands=(Operand("x", "tensor", 1),))
     with pytest.raises(MalformedNodeError, match=f"'x' of type {dtype.name}"):

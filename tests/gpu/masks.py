@@ -1,0 +1,314 @@
+"""Masks for the GPU tests: programs, operands, and the same masks built without them.
+
+A family is a function of the sizes; its program doesn't depend on them, so that one kernel is
+tested at many shapes. Dense masks come from tests/reference or from numpy, never from the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from stof_onnx.ir.block_table import BlockTable
+from stof_onnx.ir.expr import Const, Load
+from stof_onnx.ir.expr.build import (
+    TRUE,
+    add,
+    and_,
+    eq,
+    floordiv,
+    fmul,
+    ge,
+    ge0,
+    gt,
+    integer,
+    mod,
+    or_,
+    sub,
+    to_float,
+)
+from stof_onnx.ir.mask.program import (
+    B_INDEX,
+    H_INDEX,
+    K_INDEX,
+    Q_INDEX,
+    QUERIES,
+    MaskProgram,
+    Operand,
+)
+from tests.ir.attention_cases import (
+    ALL,
+    END,
+    START,
+    Array,
+    Mask,
+    Sizes,
+    alibi,
+    arithmetic,
+    bias_by_head,
+    causal,
+    causal_end,
+    dense_bool,
+    dense_diagonal,
+    dense_for_longer_sequences,
+    dense_transposed,
+    left_padding_causal,
+    no_mask,
+    padding,
+    tensor,
+)
+from tests.reference.attention import (
+    bigbird_keep,
+    causal_keep,
+    causal_window_keep,
+    padding_keep,
+    sliding_window_keep,
+)
+
+Family = Callable[[Sizes, np.random.Generator], Mask]
+
+WINDOW = 70
+BIGBIRD_LENGTH = 330
+TABLE_LENGTH = 1024
+MOST_HEADS = 8
+FLOAT32_MIN = float(np.finfo(np.float32).min)
+
+
+def sliding_window(s: Sizes, rng: np.random.Generator) -> Mask:
+    keep = sliding_window_keep(s.queries, s.keys, window=WINDOW)
+    return Mask(MaskProgram(and_(ge0(add(START, W)), ge0(sub(W, START)))), keep)
+
+
+W = integer(WINDOW)
+
+
+def causal_window(s: Sizes, rng: np.random.Generator) -> Mask:
+    """A causal window that ends with the last key; the first queries may see nothing."""
+    keep = causal_window_keep(s.queries, s.keys, window=WINDOW, query_offset=s.keys - s.queries)
+    return Mask(MaskProgram(and_(ge0(END), gt(W, END))), keep)
+
+
+def dilated(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Every third key up to the query's own."""
+    distance = np.arange(s.queries)[:, None] - np.arange(s.keys)
+    program = MaskProgram(and_(ge0(START), eq(mod(START, integer(3)), integer(0))))
+    return Mask(program, (distance >= 0) & (distance % 3 == 0))
+
+
+def block_diagonal(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Blocks of 48, which don't fit the kernels' tiles; queries beyond the keys see nothing."""
+    blocks = [np.arange(n) // 48 for n in (s.queries, s.keys)]
+    program = MaskProgram(eq(floordiv(Q_INDEX, integer(48)), floordiv(K_INDEX, integer(48))))
+    return Mask(program, blocks[0][:, None] == blocks[1])
+
+
+def padding_left(s: Sizes, rng: np.random.Generator) -> Mask:
+    lengths = rng.integers(1, s.keys + 1, s.batch).tolist()
+    return _key_vector(padding_keep(lengths, s.keys, side="left"))
+
+
+def padding_holes(s: Sizes, rng: np.random.Generator) -> Mask:
+    keep = rng.random((s.batch, 1, 1, s.keys)) < 0.7
+    keep[..., 0] = True
+    return _key_vector(keep)
+
+
+def padding_everything(s: Sizes, rng: np.random.Generator) -> Mask:
+    """The last batch keeps no key at all."""
+    lengths = [*rng.integers(1, s.keys + 1, s.batch - 1).tolist(), 0]
+    return _key_vector(padding_keep(lengths, s.keys))
+
+
+def _key_vector(keep: Array) -> Mask:
+    """A padding mask [B, 1, 1, Sk] as the operand that exporters leave."""
+    load = Load("padding", (B_INDEX, integer(0), integer(0), K_INDEX), "bool")
+    return Mask(MaskProgram(load, operands=(tensor("padding", 4),)), keep, (keep.astype(np.int8),))
+
+
+def documents(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Documents of about 40 tokens; the ids are INT64 [B, S]."""
+    ids = np.cumsum(rng.random((s.batch, max(s.queries, s.keys))) < 1 / 40, axis=1)
+    loads = [Load("ids", (B_INDEX, index), "int") for index in (Q_INDEX, K_INDEX)]
+    keep = ids[:, None, : s.queries, None] == ids[:, None, None, : s.keys]
+    program = MaskProgram(eq(*loads), operands=(tensor("ids", 2),))
+    return Mask(program, keep, (ids.astype(np.int64),))
+
+
+def causal_padding(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Causal, and a padding of keys on the left that leaves the first rows nothing."""
+    held = padding_left(s, rng)
+    keep = held.keep & causal_keep(s.queries, s.keys)
+    program = MaskProgram(and_(ge0(START), held.program.keep), operands=held.program.operands)
+    return Mask(program, keep, held.operands)
+
+
+# ---- constant tables ---------------------------------------------------------------------------
+
+
+@cache
+def _bigbird() -> Array:
+    blocks = np.random.default_rng(3).random((11, 11)) < 0.15
+    length = BIGBIRD_LENGTH
+    return bigbird_keep(
+        length, length, window=20, global_tokens=3, block=32, random_blocks=blocks
+    )
+
+
+def bigbird(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Window, global tokens and random blocks, for sequences of at most BIGBIRD_LENGTH."""
+    return _table(_bigbird()[None], (64, 64), s)
+
+
+@cache
+def _tile_states(groups: int) -> Array:
+    """Masks whose 64x64 tiles are empty, full or random."""
+    rng, count = np.random.default_rng(groups), TABLE_LENGTH // 64
+    states = np.kron(rng.integers(0, 3, (groups, count, count)), np.ones((64, 64), np.int8))
+    keep = (states == 2) | ((states == 1) & (rng.random(states.shape) < 0.3))
+    keep[:, :, 0] = True
+    return keep
+
+
+def table(s: Sizes, rng: np.random.Generator) -> Mask:
+    """A constant mask of 1024 x 1024, larger than any sequence here."""
+    return _table(_tile_states(1), (64, 64), s)
+
+
+def table_by_head(s: Sizes, rng: np.random.Generator) -> Mask:
+    """A constant mask for each head, in tiles that the kernel's own have to fit into."""
+    return _table(_tile_states(MOST_HEADS), (32, 64), s)
+
+
+def table_or_causal(s: Sizes, rng: np.random.Generator) -> Mask:
+    held = _table(_tile_states(1), (128, 64), s)
+    program = MaskProgram(or_(held.program.keep, ge0(START)), operands=held.program.operands)
+    return Mask(program, held.keep | causal_keep(s.queries, s.keys), held.operands)
+
+
+def table_last_rows(s: Sizes, rng: np.random.Generator) -> Mask:
+    """The last rows of a constant mask, as with a KV cache: not the kernel's own tiles."""
+    keep = _tile_states(1)
+    row = add(Q_INDEX, sub(integer(TABLE_LENGTH), QUERIES))
+    load = Load("table", (integer(0), row, K_INDEX), "bool")
+    held = _table(keep, (64, 64), s)
+    program = MaskProgram(load, operands=held.program.operands)
+    return Mask(program, keep[0, TABLE_LENGTH - s.queries :, : s.keys], held.operands)
+
+
+@cache
+def _stored(key: tuple[int, tuple[int, int]], length: int) -> BlockTable:
+    groups, tile = key
+    dense = _bigbird()[None] if length == BIGBIRD_LENGTH else _tile_states(groups)
+    return BlockTable.from_dense(dense, tile)
+
+
+def _table(keep: Array, tile: tuple[int, int], s: Sizes) -> Mask:
+    stored = _stored((len(keep), tile), keep.shape[1])
+    group = integer(0) if len(keep) == 1 else H_INDEX
+    load = Load("table", (group, Q_INDEX, K_INDEX), "bool")
+    program = MaskProgram(
+        load, operands=(Operand("table", "block_table", 3, stored.shape, stored.tile),)
+    )
+    heads = min(s.heads, len(keep))
+    return Mask(program, keep[:heads, : s.queries, : s.keys], (stored,))
+
+
+# ---- biases ------------------------------------------------------------------------------------
+
+
+def distance_bias(s: Sizes, rng: np.random.Generator) -> Mask:
+    """k - q, divided by 8: ALiBi with its slope in the program."""
+    slope = fmul(to_float(sub(K_INDEX, Q_INDEX)), Const(0.125))
+    bias = (np.arange(s.keys) - np.arange(s.queries)[:, None]) * 0.125
+    return Mask(MaskProgram(ge0(START), slope), causal_keep(s.queries, s.keys), (), bias)
+
+
+def bias_with_infinities(s: Sizes, rng: np.random.Generator) -> Mask:
+    """A float32 bias [B, 1, Sq, Sk] that hides pairs with -inf; every row sees key 0."""
+    return _bias(s, rng, (s.batch, 1, s.queries, s.keys), -np.inf, np.float32)
+
+
+def bias_with_lowest(s: Sizes, rng: np.random.Generator) -> Mask:
+    """The same with the lowest float32 number, which hides all of query 0's keys."""
+    mask = _bias(s, rng, (s.batch, 1, s.queries, s.keys), FLOAT32_MIN, np.float32)
+    assert mask.bias is not None
+    mask.bias[:, :, 0] = FLOAT32_MIN
+    return mask
+
+
+def bias_float16(s: Sizes, rng: np.random.Generator) -> Mask:
+    """A float16 bias [H, Sq, Sk] with float16's lowest number."""
+    lowest = float(np.finfo(np.float16).min)
+    return _bias(s, rng, (s.heads, s.queries, s.keys), lowest, np.float16)
+
+
+def bias_all_hidden(s: Sizes, rng: np.random.Generator) -> Mask:
+    """A float32 bias that is -inf for every key of every third query."""
+    mask = _bias(s, rng, (s.batch, 1, s.queries, s.keys), -np.inf, np.float32)
+    assert mask.bias is not None
+    mask.bias[:, :, ::3] = -np.inf
+    return mask
+
+
+def _bias(
+    s: Sizes, rng: np.random.Generator, shape: tuple[int, ...], hidden: float, dtype: type
+) -> Mask:
+    # Eighths are exact in every type: PyTorch gets the same bias in the type of the query.
+    bias = (rng.integers(-16, 17, shape) / 8).astype(dtype)
+    bias[rng.random(shape) < 0.3] = hidden
+    bias[..., 0] = 0.5
+    leading = (B_INDEX, integer(0)) if len(shape) == 4 else (H_INDEX,)
+    load = Load("bias", (*leading, Q_INDEX, K_INDEX), "float")
+    program = MaskProgram(TRUE, load, operands=(tensor("bias", len(shape)),))
+    return Mask(program, ALL, (bias,), bias)
+
+
+def few_rows(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Causal from query 5 on: the rows before see no key, whatever the sizes."""
+    shifted = sub(START, integer(5))
+    return Mask(MaskProgram(ge(shifted, integer(0))), causal_keep(s.queries, s.keys, query_offset=-5))
+
+
+FAMILIES: dict[str, Family] = {
+    family.__name__: family
+    for family in (
+        no_mask,
+        causal,
+        causal_end,
+        sliding_window,
+        causal_window,
+        dilated,
+        block_diagonal,
+        padding,
+        padding_left,
+        padding_holes,
+        padding_everything,
+        documents,
+        causal_padding,
+        left_padding_causal,
+        bigbird,
+        table,
+        table_by_head,
+        table_or_causal,
+        table_last_rows,
+        distance_bias,
+        alibi,
+        bias_by_head,
+        bias_with_infinities,
+        bias_with_lowest,
+        bias_float16,
+        dense_bool,
+        dense_for_longer_sequences,
+        dense_diagonal,
+        dense_transposed,
+        arithmetic,
+    )
+}
+"""The families that the table of cases is made of."""
+
+EMPTY_ROW_FAMILIES: dict[str, Family] = {
+    family.__name__: family for family in (few_rows, padding_everything, bias_all_hidden)
+}
+"""Families with rows that see no key, for the rules of such rows."""
