@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Literal
 
 from stof_onnx.ir.errors import InputError, MissingDependencyError
@@ -48,6 +49,12 @@ def choose_backend(name: str | None) -> Backend:
                 raise missing(backend, f"backend {backend} is not installed")
             return backend
     raise InputError(f"unknown backend '{name}'", f"one of {', '.join(BACKENDS)}")
+
+
+def tensorrt_folder() -> Path | None:
+    """Folder of the libraries that pip's TensorRT comes with; None without it."""
+    found = importlib.util.find_spec("tensorrt_libs")
+    return Path(found.origin).parent if found is not None and found.origin is not None else None
 
 
 def module_name(backend: Backend) -> str | None:

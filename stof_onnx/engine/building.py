@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from stof_onnx import plugin_library
 from stof_onnx.accuracy.precision import computes_in_half, runnable
 from stof_onnx.engine import rtx_build, tensorrt_build
-from stof_onnx.engine.backends import Backend, choose_backend
+from stof_onnx.engine.backends import Backend, choose_backend, tensorrt_folder
 from stof_onnx.engine.commands import BuildCommands, PluginLibraries, command_lines
 from stof_onnx.engine.profiles import GivenShapes, OptimizationProfile, optimization_profiles
 from stof_onnx.expansion import expand_model
@@ -195,7 +195,9 @@ def _prepare(
     profiles = optimization_profiles(model, *map(_as_profiles, shapes), command=command)
     libraries = None
     if nodes:
-        libraries = PluginLibraries(plugin_library.path(), plugin_library.autoload_path())
+        libraries = PluginLibraries(
+            plugin_library.path(), plugin_library.autoload_path(), tensorrt_folder()
+        )
     bfloat16 = bool(runnable(model)[1])
     reduced = tf32 or bfloat16 or computes_in_half(model)
     commands = command_lines(

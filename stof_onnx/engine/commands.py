@@ -26,10 +26,13 @@ class PluginLibraries:
     Attributes:
         creators: hands its creators to a registry that asks (``trtexec --dynamicPlugins``).
         autoload: registers when it is loaded (Polygraphy's ``--plugins``).
+        tensorrt: folder of pip's TensorRT libraries, None without them. Polygraphy loads plugins
+            before TensorRT, and then the plugins look for TensorRT where the linker does.
     """
 
     creators: Path
     autoload: Path
+    tensorrt: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ def _polygraphy(
         *("--save-inputs", inputs, "--save-outputs", outputs),
     )
     line = ["polygraphy", "run", str(model), "--trt", "--strongly-typed"]
+    if libraries is not None and libraries.tensorrt is not None:
+        line = ["env", f"LD_LIBRARY_PATH={libraries.tensorrt}", *line]
     if libraries is not None:
         line += ["--plugins", str(libraries.autoload)]
     if tf32:

@@ -187,7 +187,7 @@ ATTENTIONS = (
     ),
     _attention(
         "packed_causal",
-        lambda s: ((s.B, s.Sk, H * D + HKV * (D + DV)),) * 3,
+        lambda s: ((s.B, s.Sq, H * D + HKV * (D + DV)),) * 3,
         layouts={
             "query": TensorLayout("BSHD", 0, D),
             "key": TensorLayout("BSHD", H * D, D),

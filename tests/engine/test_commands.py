@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,12 @@ def test_polygraphy_of_a_static_model():
         " --load-inputs /m/e.inputs.json --load-outputs /m/e.outputs.json"
         " --atol 1e-3 --rtol 1e-3 --save-engine /m/e"
     )
+
+
+def test_plugins_find_the_tensorrt_that_pip_installed():
+    libraries = replace(LIBRARIES, tensorrt=Path("/site/tensorrt_libs"))
+    *_, run = lines([], libraries).polygraphy
+    assert run[:3] == ("env", "LD_LIBRARY_PATH=/site/tensorrt_libs", "polygraphy")
 
 
 def test_polygraphy_without_stof_nodes_needs_no_expansion():

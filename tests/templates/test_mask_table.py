@@ -350,7 +350,7 @@ def test_the_template_compiles(name: str, target: str) -> None:
 class ReadCase(Case):
     """A mask of which a run-time table is read; the operands are there, but not needed."""
 
-    table: TableInput = field(default=TableInput((16, 24), by_batch=True, by_head=True))
+    table: TableInput = field(default=TableInput((16, 16), by_batch=True, by_head=True))
 
     def inputs(self) -> list[Array]:
         keep = self.wanted_keep()
@@ -373,7 +373,7 @@ def read_case(
     by_batch: bool,
     by_head: bool,
     bias: Expr | None = None,
-    tile: tuple[int, int] = (16, 24),
+    tile: tuple[int, int] = (16, 16),
 ) -> ReadCase:
     operands = tuple(Operand(name, "tensor", x.ndim) for name, x in sources.items())
     program = MaskProgram(keep, bias, operands=operands)

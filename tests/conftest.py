@@ -1,0 +1,13 @@
+"""What every test has in common."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kernel_cache(tmp_path_factory):
+    """Compiled kernels are kept for the session and no longer, and never in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STOF_ONNX_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        yield

@@ -1,0 +1,335 @@
+"""The attention nodes that run on the GPU: which are compiled, at which shapes they run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from onnx import helper
+
+from stof_onnx.ir.block_table import BlockTable
+from stof_onnx.ir.operators.masked_attention import MaskedAttention
+from stof_onnx.ir.operators.tensor_info import ONNX_TYPES, TensorInfo
+from stof_onnx.templates.attention_node import AttentionNode
+from tests.gpu.masks import BIGBIRD_LENGTH, EMPTY_ROW_FAMILIES, FAMILIES, FLOAT32_MIN
+from tests.gpu.problem import Problem
+from tests.ir.attention_cases import PLACES, Array, Mask, Place, Sizes
+
+DTYPES = ("float16", "bfloat16", "float32")
+FLOAT16_MIN = float(np.finfo(np.float16).min)
+BFLOAT16_MIN = -(2.0**127) * (2 - 2.0**-7)
+
+
+class Layout(NamedTuple):
+    """Places of query, key and value (tests/ir/attention_cases.py); order and rank of the output."""
+
+    places: tuple[str, str, str]
+    output: tuple[str, int]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "rows": Layout(("BS(HD)",) * 3, ("BSHD", 3)),
+    "rank4": Layout(("BSHD",) * 3, ("BSHD", 4)),
+    "heads-first": Layout(("BHSD",) * 3, ("BHSD", 4)),
+    "packed": Layout(("packed first", "BS3HD", "packed last"), ("BSHD", 3)),
+    "interleaved": Layout(("BSH3D", "BS(H3D)", "BSH3D"), ("BSHD", 3)),
+    "gaps": Layout(("gaps",) * 3, ("BHSD", 4)),
+    "mixed": Layout(("BSHD", "BHSD", "BS(HD)"), ("BSHD", 4)),
+}
+DIMS = (
+    (32, 32),
+    (64, 64),
+    (128, 128),
+    (40, 40),
+    (80, 80),
+    (96, 96),
+    (33, 33),
+    (34, 36),
+    (256, 256),
+    (64, 96),
+    (128, 48),
+)
+"""Head dims of query and key, and of value: 33 is copied 2 bytes at a time (16-bit types), 34 4,
+36 8, multiples of 8 16."""
+HEADS = ((2, 1), (1, 1), (1, 4), (2, 3), (4, 2))
+"""Heads of key and value, and query heads for each of them."""
+SHAPES = (
+    (1, 1, 1),
+    (2, 7, 7),
+    (1, 63, 65),
+    (3, 64, 64),
+    (2, 65, 63),
+    (1, 127, 127),
+    (2, 300, 300),
+    (3, 1, 300),
+    (1, 300, 7),
+    (2, 7, 1000),
+    (1, 128, 64),
+    (1, 1000, 1000),
+)
+"""Batch, Sq, Sk."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A node: what one kernel is compiled for.
+
+    Attributes:
+        family: name of the mask's family.
+        dtype: of query, key, value and output.
+        heads: as in HEADS.
+        dims: as in DIMS.
+        layout: a key of LAYOUTS.
+        scale: factor of the scores; 1 / sqrt(D) if None.
+        score_dtype: in which bias and fill meet the scores.
+        program: attributes of the mask program to change.
+        amplitude: queries and keys are multiplied by it.
+        integers: whether they are small integers, so that scores are exact.
+        known_width: whether the node knows the widths of rows.
+    """
+
+    family: str
+    dtype: str = "float16"
+    heads: tuple[int, int] = (2, 1)
+    dims: tuple[int, int] = (64, 64)
+    layout: str = "rows"
+    scale: float | None = None
+    score_dtype: str = "float32"
+    program: tuple[tuple[str, Any], ...] = ()
+    amplitude: float = 1.0
+    integers: bool = False
+    known_width: bool = True
+
+    def __str__(self) -> str:
+        parts = [self.family, self.dtype, "x".join(map(str, self.dims))]
+        parts += ["h" + "x".join(map(str, self.heads)), self.layout]
+        usual = Config("")
+        for name in ("scale", "score_dtype", "amplitude", "integers", "known_width"):
+            if getattr(self, name) != getattr(usual, name):
+                parts.append(f"{name}={getattr(self, name)}")
+        parts += [f"{name}={value}" for name, value in self.program]
+        return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A node at one shape: batch, Sq, Sk."""
+
+    config: Config
+    shape: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        return f"{self.config}-{'x'.join(map(str, self.shape))}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A case in full.
+
+    Attributes:
+        record: the node's attributes.
+        inputs: values of the node's inputs.
+        infos: what the node knows of them.
+        problem: the mathematics, with the oracle's answer.
+    """
+
+    record: MaskedAttention
+    inputs: tuple[Array, ...]
+    infos: tuple[TensorInfo, ...] = field(repr=False)
+    problem: Problem = field(repr=False)
+
+    @property
+    def template_node(self) -> AttentionNode:
+        """The node as kernel templates see it."""
+        return AttentionNode(self.record, self.infos)
+
+
+def node_of(case: Case) -> Node:
+    """The node of a case; its numbers depend on nothing but the case."""
+    config, (batch, queries, keys) = case.config, case.shape
+    sizes = Sizes(batch, *config.heads, queries, keys, *config.dims)
+    rng = np.random.default_rng([batch, queries, keys, *config.dims, *config.heads])
+    families = {**FAMILIES, **EMPTY_ROW_FAMILIES}
+    mask = families[config.family](sizes, rng)
+    mask = replace(mask, program=replace(mask.program, **dict(config.program)))
+    tensors = _query_key_value(config, sizes, rng)
+    layout = LAYOUTS[config.layout]
+    places = [
+        PLACES[name](x.shape[1], x.shape[3])
+        for name, x in zip(layout.places, tensors, strict=True)
+    ]
+    record = _record(config, sizes, mask, places)
+    stored = [place.store(x) for place, x in zip(places, tensors, strict=True)]
+    infos = [_info(x, place, config) for place, x in zip(places, stored, strict=True)]
+    for held in mask.operands:
+        arrays = list(held.arrays().values()) if isinstance(held, BlockTable) else [held]
+        stored += arrays
+        is_table = isinstance(held, BlockTable)
+        infos += [TensorInfo(_type(x), x.shape if is_table else (None,) * x.ndim) for x in arrays]
+    problem = Problem(
+        *tensors,
+        keep=mask.keep,
+        bias=mask.bias,
+        scale=record.scale,
+        empty_row=record.mask.empty_row(config.score_dtype),
+        fill=record.mask.fill,
+        score_dtype=config.score_dtype,
+        nan_to_zero=record.mask.nan_to_zero,
+    )
+    return Node(record, tuple(np.ascontiguousarray(x) for x in stored), tuple(infos), problem)
+
+
+def _query_key_value(
+    config: Config, s: Sizes, rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
+    def draw(*shape: int) -> Array:
+        values = rng.integers(-3, 4, shape) if config.integers else rng.standard_normal(shape)
+        return np.asarray(values * config.amplitude).astype(np.dtype(config.dtype))
+
+    query = draw(s.batch, s.heads, s.queries, s.head_dim)
+    key = draw(s.batch, s.kv_heads, s.keys, s.head_dim)
+    value = rng.standard_normal((s.batch, s.kv_heads, s.keys, s.value_head_dim))
+    return query, key, value.astype(np.dtype(config.dtype))
+
+
+def _record(config: Config, s: Sizes, mask: Mask, places: Sequence[Place]) -> MaskedAttention:
+    output, rank = LAYOUTS[config.layout].output
+    scale = 1 / math.sqrt(s.head_dim) if config.scale is None else config.scale
+    return MaskedAttention(
+        num_heads=s.heads,
+        kv_num_heads=s.kv_heads,
+        head_dim=s.head_dim,
+        value_head_dim=s.value_head_dim,
+        scale=float(np.float32(scale)),  # the attribute is a float32
+        query=places[0].layout,
+        key=places[1].layout,
+        value=places[2].layout,
+        output=output,  # type: ignore[arg-type]
+        output_rank=rank,
+        mask=mask.program,
+        score_dtype=config.score_dtype,
+        dtype=config.dtype,
+    )
+
+
+def _info(x: Array, place: Place, config: Config) -> TensorInfo:
+    if place.layout.order == "BHSD":
+        return TensorInfo(_type(x), (None, x.shape[1], None, x.shape[3]))
+    rest = x.shape[2:] if config.known_width else (None,) * (x.ndim - 2)
+    return TensorInfo(_type(x), (None, None, *rest))
+
+
+def _type(x: Array) -> Any:
+    return ONNX_TYPES[helper.np_dtype_to_tensor_dtype(x.dtype)]
+
+
+def node_of_config(config: Config) -> Node:
+    """The node at some small shape: its record and infos are the same at any."""
+    return node_of(Case(config, (2, 3, 4)))
+
+
+# ---- the table ---------------------------------------------------------------------------------
+
+_PAIRED = (
+    ("family", "shape"),
+    ("dtype", "dims"),
+    ("dtype", "layout"),
+    ("dtype", "heads"),
+    ("dtype", "shape"),
+    ("dims", "layout"),
+    ("dims", "shape"),
+    ("heads", "layout"),
+    ("layout", "shape"),
+)
+"""Pairs of factors of which the table holds as many combinations as its size allows; families and
+dtypes are all combined."""
+_SHAPES_OF_A_CONFIG = 2
+
+
+def _pairs(factors: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for one, other in _PAIRED:
+        if one in factors and other in factors:
+            yield one, other, factors[one], factors[other]
+
+
+def _fits(family: str, shape: tuple[int, int, int]) -> bool:
+    return family != "bigbird" or max(shape) <= BIGBIRD_LENGTH
+
+
+def _covering_cases() -> list[Case]:
+    """Greedy: each row takes the values that bring the most new pairs."""
+    seen: set[tuple[Any, ...]] = set()
+    cases = []
+    choices = list(itertools.product(DIMS, LAYOUTS, HEADS))
+    for number, (family, dtype) in enumerate(itertools.product(FAMILIES, DTYPES)):
+        start = number * 37 % len(choices)  # ties go to another choice each time
+        base = {"family": family, "dtype": dtype}
+        best = max(
+            (
+                {**base, "dims": dims, "layout": layout, "heads": heads}
+                for dims, layout, heads in choices[start:] + choices[:start]
+            ),
+            key=lambda factors: sum(pair not in seen for pair in _pairs(factors)),
+        )
+        seen.update(_pairs(best))
+        shapes = [shape for shape in SHAPES if _fits(family, shape)]
+        for _ in range(_SHAPES_OF_A_CONFIG):
+            factors = max(
+                ({**best, "shape": shape} for shape in shapes),
+                key=lambda factors: sum(pair not in seen for pair in _pairs(factors)),
+            )
+            seen.update(_pairs(factors))
+            shapes.remove(factors["shape"])
+            cases.append(Case(Config(**best), factors["shape"]))
+    return cases
+
+
+def _program(**changes: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(changes.items())
+
+
+def _empty_row_cases() -> Iterator[Case]:
+    """Rows that see no key, by every rule of docs/operators.md."""
+    zero = _program(nan_to_zero=True)
+    for family, dtype in itertools.product(EMPTY_ROW_FAMILIES, DTYPES):
+        yield Case(Config(family, dtype), (2, 65, 130))
+        yield Case(Config(family, dtype, program=zero), (2, 65, 130))
+    for family, dtype in itertools.product(("few_rows", "padding_everything"), DTYPES):
+        for mode in ("replace", "add"):
+            mean = _program(fill=FLOAT32_MIN, fill_mode=mode)
+            yield Case(Config(family, dtype, (1, 4), (40, 40), program=mean), (2, 65, 130))
+    lowest = {"float16": FLOAT16_MIN, "bfloat16": BFLOAT16_MIN}
+    for (dtype, fill), mode in itertools.product(lowest.items(), ("replace", "add")):
+        # Scores of integers are exact: the type in which the fill is added decides alone.
+        config = Config("few_rows", dtype, score_dtype=dtype, scale=0.5, integers=True)
+        yield Case(
+            replace(config, program=_program(fill=fill, fill_mode=mode)), (2, 65, 130)
+        )
+    soft = _program(fill=-1e4, fill_mode="add")
+    for dtype in DTYPES:
+        config = Config("padding_everything", dtype, scale=0.5, integers=True, program=soft)
+        yield Case(config, (2, 65, 130))
+
+
+def _number_cases() -> Iterator[Case]:
+    """Scales, magnitudes and alignments that the covering table leaves out."""
+    for dtype in DTYPES:
+        for family in ("causal", "bias_by_head"):
+            yield Case(Config(family, dtype, scale=-0.25), (1, 130, 130))
+            yield Case(Config(family, dtype, scale=1.75), (1, 130, 130))
+        yield Case(Config("padding_holes", dtype, scale=1.0, amplitude=6.0), (2, 100, 200))
+        yield Case(Config("dilated", dtype, scale=-1.0, amplitude=6.0), (2, 100, 200))
+        yield Case(Config("documents", dtype, known_width=False), (2, 65, 65))
+        yield Case(Config("sliding_window", dtype, dims=(36, 36)), (2, 129, 129))
+
+
+CASES: tuple[Case, ...] = (*_covering_cases(), *_empty_row_cases(), *_number_cases())
+
+
+def configs_of(cases: Iterable[Case]) -> tuple[Config, ...]:
+    """The distinct configurations, in order."""
+    return tuple(dict.fromkeys(case.config for case in cases))

@@ -1,0 +1,103 @@
+"""The table of GPU cases itself, checked without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stof_onnx.ir.block_table import BlockTable
+from stof_onnx.ir.expr import evaluate
+from stof_onnx.ir.mask.program import index_grid
+from tests.gpu.cases import (
+    CASES,
+    DIMS,
+    DTYPES,
+    HEADS,
+    LAYOUTS,
+    SHAPES,
+    Case,
+    Config,
+    node_of,
+    node_of_config,
+)
+from tests.gpu.masks import EMPTY_ROW_FAMILIES, FAMILIES, Family
+from tests.gpu.problem import Problem
+from tests.ir.attention_cases import Sizes
+
+SIZES = (Sizes(3, 2, 2, 70, 130), Sizes(1, 1, 4, 130, 70), Sizes(2, 2, 1, 1, 9))
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("family", [*FAMILIES.values(), *EMPTY_ROW_FAMILIES.values()])
+def test_program_and_dense_mask_agree(family: Family, sizes: Sizes) -> None:
+    mask = family(sizes, np.random.default_rng(5))
+    mask.program.validate()
+    names = {"B": sizes.batch, "H": sizes.heads, "Sq": sizes.queries, "Sk": sizes.keys}
+    sources = {
+        operand.name: held.to_dense() if isinstance(held, BlockTable) else held
+        for operand, held in zip(mask.program.operands, mask.operands, strict=True)
+    }
+    keep = mask.program.evaluate_keep(names, sources)
+    assert np.array_equal(
+        np.broadcast_to(keep, sizes.scores), np.broadcast_to(mask.keep, sizes.scores)
+    )
+    assert (mask.program.bias is None) == (mask.bias is None)
+    if mask.program.bias is not None:
+        bias = evaluate(mask.program.bias, index_grid(names), sources)
+        np.testing.assert_allclose(
+            *(np.broadcast_to(x, sizes.scores) for x in (bias, mask.bias)), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *EMPTY_ROW_FAMILIES])
+def test_node_is_the_same_at_every_shape(family: str) -> None:
+    config = Config(family)
+    node = node_of_config(config)
+    for shape in ((1, 1, 1), (3, 65, 20)):
+        other = node_of(Case(config, shape))
+        assert other.record == node.record
+        assert other.infos == node.infos
+
+
+def test_table_covers_what_it_should() -> None:
+    factors = [(case.config, case.shape) for case in CASES]
+    assert {(c.family, c.dtype) for c, _ in factors} >= {(f, d) for f in FAMILIES for d in DTYPES}
+    assert {(c.dtype, c.dims) for c, _ in factors} >= {(t, d) for t in DTYPES for d in DIMS}
+    assert {(c.dtype, c.layout) for c, _ in factors} >= {(t, k) for t in DTYPES for k in LAYOUTS}
+    assert {(c.dtype, c.heads) for c, _ in factors} >= {(t, h) for t in DTYPES for h in HEADS}
+    assert {(c.dtype, s) for c, s in factors} >= {(t, s) for t in DTYPES for s in SHAPES}
+    assert {(c.layout, s) for c, s in factors} >= {(k, s) for k in LAYOUTS for s in SHAPES}
+    assert {(c.dims, c.layout) for c, _ in factors} >= {(d, k) for d in DIMS for k in LAYOUTS}
+    assert len(set(map(str, CASES))) == len(CASES)
+
+
+def _softmax_attention(problem: Problem) -> np.ndarray:
+    query, mask, _ = problem.equivalent
+    groups = query.shape[1] // problem.key.shape[1]
+    key, value = (
+        np.repeat(x.astype(np.float64), groups, axis=1) for x in (problem.key, problem.value)
+    )
+    scores = problem.scale * (query.astype(np.float64) @ key.swapaxes(2, 3)) + mask
+    weights = np.exp(scores - scores.max(axis=3, keepdims=True))
+    return weights / weights.sum(axis=3, keepdims=True) @ value
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(Config(family) for family in (*FAMILIES, *EMPTY_ROW_FAMILIES)),
+        *{case.config: 0 for case in CASES if case.config.program},
+    ],
+    ids=str,
+)
+def test_dense_equivalent_is_the_same_attention(config: Config) -> None:
+    """What PyTorch is given means the same as what the oracle is given."""
+    problem = node_of(Case(replace(config, dims=(16, 16), heads=(1, 2)), (2, 21, 34))).problem
+    rows = problem.equivalent.rows
+    wanted = problem.wanted
+    np.testing.assert_allclose(_softmax_attention(problem)[rows], wanted[rows], atol=1e-9)
+    assert not np.isnan(wanted[rows]).any()
+    special = wanted[~rows]
+    assert (np.isnan(special) if not problem.nan_to_zero else special == 0).all()
