@@ -159,8 +159,7 @@ def node_of(case: Case) -> Node:
     tensors = _query_key_value(config, sizes, rng)
     layout = LAYOUTS[config.layout]
     places = [
-        PLACES[name](x.shape[1], x.shape[3])
-        for name, x in zip(layout.places, tensors, strict=True)
+        PLACES[name](x.shape[1], x.shape[3]) for name, x in zip(layout.places, tensors, strict=True)
     ]
     record = _record(config, sizes, mask, places)
     stored = [place.store(x) for place, x in zip(places, tensors, strict=True)]
@@ -306,9 +305,7 @@ def _empty_row_cases() -> Iterator[Case]:
     for (dtype, fill), mode in itertools.product(lowest.items(), ("replace", "add")):
         # Scores of integers are exact: the type in which the fill is added decides alone.
         config = Config("few_rows", dtype, score_dtype=dtype, scale=0.5, integers=True)
-        yield Case(
-            replace(config, program=_program(fill=fill, fill_mode=mode)), (2, 65, 130)
-        )
+        yield Case(replace(config, program=_program(fill=fill, fill_mode=mode)), (2, 65, 130))
     soft = _program(fill=-1e4, fill_mode="add")
     for dtype in DTYPES:
         config = Config("padding_everything", dtype, scale=0.5, integers=True, program=soft)

@@ -151,9 +151,7 @@ def causal_padding(s: Sizes, rng: np.random.Generator) -> Mask:
 def _bigbird() -> Array:
     blocks = np.random.default_rng(3).random((11, 11)) < 0.15
     length = BIGBIRD_LENGTH
-    return bigbird_keep(
-        length, length, window=20, global_tokens=3, block=32, random_blocks=blocks
-    )
+    return bigbird_keep(length, length, window=20, global_tokens=3, block=32, random_blocks=blocks)
 
 
 def bigbird(s: Sizes, rng: np.random.Generator) -> Mask:
@@ -268,7 +266,9 @@ def _bias(
 def few_rows(s: Sizes, rng: np.random.Generator) -> Mask:
     """Causal from query 5 on: the rows before see no key, whatever the sizes."""
     shifted = sub(START, integer(5))
-    return Mask(MaskProgram(ge(shifted, integer(0))), causal_keep(s.queries, s.keys, query_offset=-5))
+    return Mask(
+        MaskProgram(ge(shifted, integer(0))), causal_keep(s.queries, s.keys, query_offset=-5)
+    )
 
 
 FAMILIES: dict[str, Family] = {
