@@ -32,7 +32,9 @@ cuda::Module load(const Image& image) {
                                 options.data(), values.data());
   if (result == cuda::kSuccess) return module;
   std::string message = "cuModuleLoadDataEx failed with " + cuda::describe_error(driver, result) +
-                        "; kernels compiled with CUDA 13 need NVIDIA's driver R580 or newer";
+                        "; kernels compiled with CUDA 13 need NVIDIA's driver R580 or newer, and "
+                        "portable PTX one as new as the NVRTC that wrote it, unless the GPU is "
+                        "named with --target";
   if (log[0] != '\0') message += std::string("; the driver's log: ") + log.data();
   throw DriverError(message);
 }

@@ -95,6 +95,8 @@ def test_the_table_s_sizes_are_arguments() -> None:
     shared = masked_attention_mma.max_dynamic_shared(node, setting)
     kernel = Kernel(masked_attention_mma.NAME, "entry", "cubin", b"code", 32, 0, shared)
     launch = masked_attention_mma.launch(node, setting, kernel)
+    workspace = masked_attention_mma.workspace(node, setting)
+    bucket = Bucket((), setting.tactic(), workspace, (launch,))
     plan = Plan(
         node.operator,
         "test",
@@ -102,19 +104,7 @@ def test_the_table_s_sizes_are_arguments() -> None:
         node.output_types,
         masked_attention_mma.symbols(node),
         node.checks,
-        (
-            Variant.of(
-                Target.parse("sm_80"),
-                (
-                    Bucket(
-                        (),
-                        setting.tactic(),
-                        masked_attention_mma.workspace(node, setting),
-                        (launch,),
-                    ),
-                ),
-            ),
-        ),
+        (Variant.of(Target.parse("sm_80"), (bucket,)),),
     )
     encode(plan)
     rows = [(2, 100, 256), (2, 300, 256), (2, 300, 256)]
