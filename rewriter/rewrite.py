@@ -42,6 +42,7 @@ from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, OperandSource
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
 from stof_onnx.rewriter.passes.known_shapes import fold_known_shapes
+from stof_onnx.rewriter.passes.mask_tables import AddedTable, add_mask_tables, added_tables
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 Advance = Callable[[], None]
@@ -102,13 +103,22 @@ class RefusedBlock:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """The rewritten model and what happened to each attention-like block."""
+    """The rewritten model and what happened to each attention-like block.
+
+    Attributes:
+        model: the rewritten model; the original where nothing was fused.
+        blocks: each attention-like block.
+        nodes_before, nodes_after: operators in the graph.
+        notes: what a user should know.
+        tables: the StofMaskTable nodes that were added.
+    """
 
     model: onnx.ModelProto
     blocks: tuple[FusedBlock | RefusedBlock, ...]
     nodes_before: int
     nodes_after: int
     notes: tuple[str, ...] = ()
+    tables: tuple[AddedTable, ...] = ()
 
 
 @dataclass
@@ -148,6 +158,7 @@ def rewrite(
     on_found: Callable[[int], None] = lambda count: None,
     on_block: Advance = lambda: None,
     refuse: Refuse = lambda record: None,
+    mask_tables: bool = False,
 ) -> Rewrite:
     """Replace every attention block that can be read and proven.
 
@@ -156,6 +167,8 @@ def rewrite(
         on_found: called with the number of attention-like blocks.
         on_block: called after each of them.
         refuse: asked before a block is replaced; a reason leaves it as it is.
+        mask_tables: give dense run-time masks a StofMaskTable node, which lets kernels skip
+            their empty tiles; without kernels it would only cost.
     """
     _require_opset(model)
     imported = import_graph(model)
@@ -175,10 +188,14 @@ def rewrite(
     before = len(model.graph.node)
     if not any(isinstance(block, FusedBlock) for block in blocks):
         return Rewrite(model, tuple(blocks), before, before)
+    if mask_tables:
+        add_mask_tables(imported, sym)
     sink_head_transposes(imported, sym)
     final = tuple(_as_written(context, block) for block in blocks)
     rewritten = export_model(imported, model, [(DOMAIN, int(PLUGIN_VERSION))])
-    return Rewrite(rewritten, final, before, len(rewritten.graph.node), _notes(final))
+    after = len(rewritten.graph.node)
+    tables = added_tables(imported)
+    return Rewrite(rewritten, final, before, after, _notes(final), tables)
 
 
 def _require_opset(model: onnx.ModelProto) -> None:

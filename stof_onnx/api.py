@@ -31,6 +31,8 @@ from stof_onnx.progress import NullProgress, Progress
 from stof_onnx.report import AttentionReport, KernelReport, MaskReport, Report
 from stof_onnx.rewriter.rewrite import FusedBlock, RefusedBlock, Rewrite, rewrite
 from stof_onnx.templates.attention_node import AttentionNode
+from stof_onnx.templates.registry import Node
+from stof_onnx.templates.table_node import TableNode
 
 __all__ = ["Result", "build", "check", "expand", "inspect", "optimize"]
 
@@ -93,7 +95,7 @@ def optimize(
         original = _load_original(model)
     _require_shapes(original, input_shapes)
     with _timed(seconds, "rewrite"):
-        done = _rewrite(original, progress)
+        done = _rewrite(original, progress, kernels=kernels)
     compared: CheckResult | None = None
     if check and done.model is not original:
         with _timed(seconds, "check"):
@@ -185,10 +187,10 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 3)
 
 
-def _rewrite(model: ModelProto, progress: Progress) -> Rewrite:
+def _rewrite(model: ModelProto, progress: Progress, *, kernels: bool = True) -> Rewrite:
     with progress.task("Reading attention blocks", None) as task:
         refuse = functools.partial(planning.refusal, masked_attention.OP_TYPE)
-        return rewrite(model, on_block=task.advance, refuse=refuse)
+        return rewrite(model, on_block=task.advance, refuse=refuse, mask_tables=kernels)
 
 
 def _add_plans(
@@ -197,11 +199,12 @@ def _add_plans(
     """Give each stof node of the rewritten model its plan; returns them by node name."""
     from stof_onnx import __version__
 
-    nodes = {
+    nodes: dict[str, Node] = {
         block.node: AttentionNode(block.attributes, block.inputs)
         for block in done.blocks
         if isinstance(block, FusedBlock)
     }
+    nodes |= {table.node: TableNode(table.attributes, table.inputs) for table in done.tables}
     plans = planning.make_plans(
         nodes, targets, producer=f"stof-onnx {__version__}", cache=cache, progress=progress
     )

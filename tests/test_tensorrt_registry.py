@@ -221,7 +221,11 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    ("operator", "fields"), [(ATTENTION, attention_fields(b"")), (TABLE, table_fields())]
+    ("operator", "fields"),
+    [
+        (ATTENTION, [*attention_fields(b""), ["table", "INT32", None]]),  # none in this node
+        (TABLE, table_fields()),
+    ],
 )
 def test_load_library_registers_creators_of_all_attributes(
     operator: str, fields: list[list[Any]]

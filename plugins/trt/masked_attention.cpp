@@ -51,9 +51,11 @@ void check_numbers(const Attributes& attributes) {
 void check_plan_types(const Node& node) {
   const Plan& plan = *node.plan;
   const auto wanted = static_cast<std::uint32_t>(read_float_type(node.attributes, "dtype"));
-  if (plan.inputs < 3 || plan.outputs != 1) {
+  const std::uint32_t fewest = node.attributes.has("table") ? 6 : 3;
+  if (plan.inputs < fewest || plan.outputs != 1) {
     throw PlanError("its plan has " + std::to_string(plan.inputs) + " inputs and " +
-                    std::to_string(plan.outputs) + " outputs; wanted 3 or more, and 1");
+                    std::to_string(plan.outputs) + " outputs; wanted " + std::to_string(fewest) +
+                    " or more, and 1");
   }
   for (const std::size_t tensor :
        {std::size_t{0}, std::size_t{1}, std::size_t{2}, static_cast<std::size_t>(plan.inputs)}) {
@@ -79,7 +81,8 @@ const AttributeSpecs& MaskedAttention::attribute_specs() {
       {"key_head_stride", AttributeKind::kInt},  {"value_head_stride", AttributeKind::kInt},
       {"output_layout", AttributeKind::kString}, {"output_rank", AttributeKind::kInt},
       {"mask", AttributeKind::kString},          {"score_dtype", AttributeKind::kString},
-      {"dtype", AttributeKind::kString},         {"plan", AttributeKind::kBytes},
+      {"dtype", AttributeKind::kString},         {"table", AttributeKind::kInts, 4},
+      {"plan", AttributeKind::kBytes},
   };
   return specs;
 }
@@ -98,11 +101,16 @@ MaskedAttention::Shape::Shape(const Attributes& attributes)
       input_layouts{read_layout(attributes, "query_layout"), read_layout(attributes, "key_layout"),
                     read_layout(attributes, "value_layout")},
       output_layout(read_layout(attributes, "output_layout")),
-      output_rank(attributes.integer("output_rank")) {
+      output_rank(attributes.integer("output_rank")),
+      table(attributes.has("table") ? attributes.integers("table") : std::vector<std::int64_t>{}) {
   const bool flat = output_rank == 3 && output_layout == Layout::kBshd;
   if (output_rank != 4 && !flat) {
     throw AttributeError("output_rank is " + std::to_string(output_rank) +
                          ", wanted 4, or 3 with the layout BSHD");
+  }
+  if (!table.empty() && (table[0] < 8 || table[0] % 8 != 0 || table[1] < 8 || table[1] % 8 != 0)) {
+    throw AttributeError("table has tiles of " + std::to_string(table[0]) + " x " +
+                         std::to_string(table[1]) + ", wanted multiples of 8");
   }
 }
 
@@ -173,6 +181,29 @@ void MaskedAttention::check_shapes(const std::vector<Dimensions>& inputs,
                                 ? Dimensions{batch, queries, heads, dim}
                                 : Dimensions{batch, heads, queries, dim};
   if (outputs.at(0) != wanted) throw AttributeError("the output's shape isn't that of the query");
+  check_table(inputs);
+}
+
+// The table is the last three inputs; kernels find their tiles by these shapes.
+void MaskedAttention::check_table(const std::vector<Dimensions>& inputs) const {
+  if (shape_.table.empty()) return;
+  const std::int64_t queries = inputs[0][shape_.input_layouts[0] == Layout::kBhsd ? 2 : 1];
+  const std::int64_t keys = inputs[1][shape_.input_layouts[1] == Layout::kBhsd ? 2 : 1];
+  const std::int64_t groups =
+      (shape_.table[2] != 0 ? inputs[0][0] : 1) * (shape_.table[3] != 0 ? shape_.num_heads : 1);
+  const std::int64_t tile_q = shape_.table[0], tile_k = shape_.table[1];
+  const std::int64_t rows = (queries + tile_q - 1) / tile_q;
+  const std::int64_t columns = (keys + tile_k - 1) / tile_k;
+  const std::size_t first = inputs.size() - 3;
+  const std::vector<Dimensions> table(inputs.begin() + static_cast<std::ptrdiff_t>(first),
+                                      inputs.end());
+  const std::vector<Dimensions> wanted = {
+      {groups, rows, 2}, {groups, rows, columns}, {groups, rows, columns, tile_q * tile_k / 32}};
+  if (table != wanted) {
+    throw AttributeError("the mask table's shapes aren't those of a mask of " +
+                         std::to_string(queries) + " queries and " + std::to_string(keys) +
+                         " keys in " + std::to_string(groups) + " groups");
+  }
 }
 
 }  // namespace stof

@@ -38,10 +38,13 @@ class MaskedAttention final : public PluginBase {
     Layout input_layouts[3];
     Layout output_layout;
     std::int64_t output_rank;
+    // Of the mask's table, empty without one: tile of queries, of keys, by batch, by head.
+    std::vector<std::int64_t> table;
   };
 
   explicit MaskedAttention(std::shared_ptr<const Node> shared);
 
+  void check_table(const std::vector<Dimensions>& inputs) const;
   static Layout read_layout(const Attributes& attributes, const char* name);
 
   const Shape shape_;

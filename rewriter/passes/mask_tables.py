@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from stof_onnx.ir.expr import Const, Expr, Load, loads, substitute, to_text, variables
 from stof_onnx.ir.expr.build import add, floordiv, integer, mul
@@ -32,13 +33,29 @@ from stof_onnx.ir.operators.mask_table import (
 )
 from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention, TableInput
 from stof_onnx.ir.operators.registry import DOMAIN, PLUGIN_VERSION
-from stof_onnx.rewriter.graph import ImportedGraph, Node, Tensor, producer
+from stof_onnx.ir.operators.tensor_info import ONNX_TYPES, TensorInfo
+from stof_onnx.rewriter.graph import ImportedGraph, Node, Tensor, numpy_type, producer
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 TILE = (64, 64)
 
 Axis = tuple[int, int]
 Shape = tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class AddedTable:
+    """A StofMaskTable node of the graph.
+
+    Attributes:
+        node: its name.
+        attributes: of the node.
+        inputs: type and rank of each of its inputs.
+    """
+
+    node: str
+    attributes: MaskTable
+    inputs: tuple[TensorInfo, ...]
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,25 @@ def add_mask_tables(imported: ImportedGraph, sym: SymbolicGraph) -> int:
         has_batches, has_heads = _dependence(mask.table.mask.keep)
         node.attrs["table"] = TableInput(TILE, has_batches, has_heads).numbers()
     return len(outputs)
+
+
+def added_tables(imported: ImportedGraph) -> tuple[AddedTable, ...]:
+    """The tables that :func:`add_mask_tables` put into a graph."""
+    return tuple(
+        _added(node, MaskTable.from_attributes(node.attrs, node.name))
+        for node in imported.graph.nodes
+        if node.op == TABLE
+    )
+
+
+def _added(node: Node, attributes: MaskTable) -> AddedTable:
+    inputs = []
+    for tensor, operand in zip(node.inputs, attributes.mask.operands, strict=True):
+        dtype = numpy_type(tensor)
+        assert dtype is not None, f"{tensor.name!r} is loaded, so its type is known"
+        number = helper.np_dtype_to_tensor_dtype(dtype)
+        inputs.append(TensorInfo(ONNX_TYPES[number], (None,) * operand.rank))
+    return AddedTable(node.name, attributes, tuple(inputs))
 
 
 def _read(sym: SymbolicGraph, node: Node, record: MaskedAttention) -> _Mask | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from stof_onnx.ir.operators import masked_attention
+from stof_onnx.ir.operators import mask_table, masked_attention
 from stof_onnx.ir.plan import DataType, Kernel, Launch, Quantity, Range, Symbol, Tactic
 from stof_onnx.ir.target import Target
+from stof_onnx.templates import mask_table as mask_table_template
 from stof_onnx.templates import masked_attention_mma
 
 
@@ -73,4 +74,5 @@ class Template(Protocol):
 
 TEMPLATES: dict[str, tuple[Template, ...]] = {
     masked_attention.OP_TYPE: (masked_attention_mma,),
+    mask_table.OP_TYPE: (mask_table_template,),
 }

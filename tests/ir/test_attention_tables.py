@@ -108,7 +108,11 @@ def test_a_table_node_disappears_in_the_expansion() -> None:
         ("padding", [64, 64, 2, 0], "wanted [tile_q, tile_k, 0 or 1, 0 or 1]"),
         ("padding", 64, "is not iterable"),
         ("padding", [64, 64, 0, 1], "depends on the batch; wanted a table with a group for each"),
-        ("dense_for_longer_sequences", [64, 64, 1, 0], "depends on the head; wanted a table with a group for"),
+        (
+            "dense_for_longer_sequences",
+            [64, 64, 1, 0],
+            "depends on the head; wanted a table with a group for",
+        ),
         ("dense_transposed", [64, 64, 0, 0], "for a mask that depends on the head"),
         ("arithmetic", [64, 64, 0, 1], "for a mask that depends on the batch"),
         ("table", [64, 64, 1, 1], "a run-time table of a mask that loads a constant table"),

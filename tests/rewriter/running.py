@@ -75,11 +75,17 @@ DEFAULT_SIZES: tuple[Mapping[str, int], ...] = (
 )
 
 
-def check_graph(graph: Graph, tolerance: float, sizes: Sequence[Mapping[str, int]] = ()) -> Rewrite:
+def check_graph(
+    graph: Graph,
+    tolerance: float,
+    sizes: Sequence[Mapping[str, int]] = (),
+    *,
+    mask_tables: bool = False,
+) -> Rewrite:
     """Rewrite, and compare expanded and original at every size with every padding."""
     model = graph.model()
     before = model.SerializeToString()
-    done = rewrite(model)
+    done = rewrite(model, mask_tables=mask_tables)
     assert model.SerializeToString() == before, "rewrite changed its input"
     expanded = expand_model(done.model)
     onnx.checker.check_model(expanded, full_check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,13 @@ from stof_onnx.ir.mask.program import conjunction
 from stof_onnx.ir.operators import mask_table
 from stof_onnx.ir.operators.mask_table import OUTPUT_NAMES, MaskTable
 from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention, node_attributes
+from stof_onnx.ir.operators.tensor_info import TensorInfo
+from stof_onnx.ir.plan import DataType
 from stof_onnx.rewriter import rewrite as rewriting
-from stof_onnx.rewriter.passes.mask_tables import TILE, add_mask_tables
+from stof_onnx.rewriter.passes.mask_tables import (
+    TILE,
+    add_mask_tables,
+)
 from tests.ir.mask_tables import expected
 from tests.rewriter.graphs import Attention, Graph, Sizes, add_block, build
 from tests.rewriter.mask_terms import Bias, Mask, Term
@@ -28,18 +34,6 @@ DENSE, PADDING, CAUSAL = Term("dense"), Term("padding"), Term("causal")
 
 def terms(*given: Term) -> Mask:
     return Mask(given)
-
-
-@pytest.fixture(autouse=True)
-def _with_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the pass where its docstring says: before head transposes are moved."""
-    after = rewriting.sink_head_transposes
-
-    def both(imported: Any, sym: Any) -> int:
-        add_mask_tables(imported, sym)
-        return after(imported, sym)
-
-    monkeypatch.setattr(rewriting, "sink_head_transposes", both)
 
 
 def tables(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -60,7 +54,7 @@ def rewritten(*blocks: Attention) -> onnx.ModelProto:
     for number, block in enumerate(blocks):
         add_block(graph, block, f"output_{number}")
     sizes = [{**size, "mask_batch": size["batch"]} for size in DEFAULT_SIZES]
-    model: onnx.ModelProto = check_graph(graph, 1e-5, sizes).model
+    model: onnx.ModelProto = check_graph(graph, 1e-5, sizes, mask_tables=True).model
     onnx.checker.check_model(model)
     return model
 
@@ -161,7 +155,7 @@ def test_the_table_holds_what_the_original_mask_says(name: str) -> None:
     """The table's node, expanded and run, against the mask that the original graph applies."""
     masks, fields, *_ = WITH[name]
     graph = build(Attention(masks=masks, **fields))
-    model = rewriting.rewrite(graph.model()).model
+    model = rewriting.rewrite(graph.model(), mask_tables=True).model
     (table,) = tables(model)
     ((_, record),) = attentions(model)
     expanded = onnx.ModelProto()
@@ -204,18 +198,50 @@ def kept(masks: Any, graph: Graph, feeds: Any) -> np.ndarray:
     return result
 
 
-def test_the_output_s_types_and_shapes_are_written() -> None:
-    model = rewritten(Attention(masks=(terms(DENSE),), batch=2, queries=70))
+@pytest.mark.parametrize(("style", "groups"), [("", 2), ("heads", 4), ("rank2", 1)])
+def test_the_outputs_types_and_shapes_are_written(style: str, groups: int) -> None:
+    model = rewritten(Attention(masks=(terms(Term("dense", 0, style)),), batch=2, queries=70))
     declared = {
-        value.name.rpartition("/")[2]: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        value.name.rpartition("/")[2]: value.type.tensor_type
         for value in model.graph.value_info
         if value.name.rpartition("/")[2] in OUTPUT_NAMES
     }
-    assert declared == {
-        "tile_counts": [2, 2, 2],
-        "tile_columns": [2, 2, 2],
-        "bitmaps": [2, 2, 2, 128],
+    assert {value.elem_type for value in declared.values()} == {TensorProto.INT32}
+    shapes = {name: [dim.dim_value for dim in t.shape.dim] for name, t in declared.items()}
+    assert shapes == {
+        "tile_counts": [groups, 2, 2],
+        "tile_columns": [groups, 2, 2],
+        "bitmaps": [groups, 2, 2, 128],
     }
+
+
+def test_equal_programs_on_different_tensors_have_different_tables() -> None:
+    layer = Attention(masks=(terms(DENSE),))
+    model = rewritten(layer, replace(layer, keys="memory"))
+    first, second = tables(model)
+    assert list(first.input) != list(second.input)
+
+
+def test_what_a_plan_needs_of_a_table_is_told() -> None:
+    both = terms(DENSE, Term("documents"))
+    graph = Graph()
+    add_block(graph, Attention(masks=(both,)), "output_0")
+    add_block(graph, Attention(masks=(terms(CAUSAL),)), "output_1")
+    done = rewriting.rewrite(graph.model(), mask_tables=True)
+    (table,) = tables(done.model)
+    (added,) = done.tables
+    read = MaskTable.from_attributes(node_attributes(table), table.name)
+    assert (added.node, added.attributes) == (table.name, read)
+    assert added.inputs == (
+        TensorInfo(DataType.INT8, (None,) * 4),
+        TensorInfo(DataType.INT64, (None,) * 2),
+    )
+
+
+def test_without_kernels_there_is_no_table() -> None:
+    graph = build(Attention(masks=(terms(DENSE),)))
+    done = rewriting.rewrite(graph.model())
+    assert (tables(done.model), done.tables) == ([], ())
 
 
 def test_a_second_run_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +255,7 @@ def test_a_second_run_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(rewriting, "sink_head_transposes", again)
     graph = build(Attention(masks=(terms(DENSE),)))
-    model = rewriting.rewrite(graph.model()).model
+    model = rewriting.rewrite(graph.model(), mask_tables=True).model
     assert counts == [0]
     assert len(tables(model)) == 1
     for feeds in feeds_of(graph.inputs.values(), DEFAULT_SIZES[0]):
