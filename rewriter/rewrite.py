@@ -369,7 +369,7 @@ def _constant(context: _Context, name: str, values: Any) -> Tensor:
 
 
 def _run_time_operand(context: _Context, source: OperandSource) -> Tensor:
-    """Plugin tensors can't be BOOL: a boolean enters as INT8, an integer as INT32 or INT64."""
+    """Plugins have neither BOOL nor DOUBLE: a boolean enters as INT8, a double as FLOAT."""
     tensor = context.sym.tensors[source.tensor]
     if isinstance(tensor, gs.Constant):
         values = tensor.values
@@ -377,6 +377,8 @@ def _run_time_operand(context: _Context, source: OperandSource) -> Tensor:
             values = (values != 0).astype(np.int8)
         elif source.kind == "int":
             values = values.astype(np.int64)
+        elif values.dtype == np.float64:
+            values = values.astype(np.float32)
         return _constant(context, f"stof/{tensor.name}/{source.kind}", values)
     if source.kind == "bool":
         if numpy_type(tensor) != np.bool_:
@@ -384,6 +386,8 @@ def _run_time_operand(context: _Context, source: OperandSource) -> Tensor:
         return _cast(context, tensor, TensorProto.INT8, np.int8)
     if source.kind == "int" and numpy_type(tensor) not in (np.int32, np.int64):
         return _cast(context, tensor, TensorProto.INT64, np.int64)
+    if source.kind == "float" and numpy_type(tensor) == np.float64:
+        return _cast(context, tensor, TensorProto.FLOAT, np.float32)
     return tensor
 
 

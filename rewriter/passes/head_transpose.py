@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from stof_onnx.ir.expr import Const, to_text
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.ir.operators.masked_attention import OP_TYPE
 from stof_onnx.rewriter.graph import (
@@ -154,7 +155,7 @@ class _Mover:
         attributes = dict(node.attrs)
         if node.op in ("Concat", "Split"):
             attributes["axis"] = 3
-        outputs = [gs.Variable(self._name(output), output.dtype) for output in node.outputs]
+        outputs = [self._swapped_variable(output) for output in node.outputs]
         twin = gs.Node(node.op, outputs[0].name, attrs=attributes, inputs=known, outputs=outputs)
         self.new_nodes.append(twin)
         for old, new in zip(node.outputs, outputs, strict=True):
@@ -164,11 +165,21 @@ class _Mover:
     def _node(
         self, op_type: str, inputs: list[Tensor], tensor: Tensor, attributes: dict[str, object]
     ) -> Tensor:
-        output = gs.Variable(self._name(tensor), tensor.dtype)
+        output = self._swapped_variable(tensor)
         self.new_nodes.append(
             gs.Node(op_type, output.name, attrs=attributes, inputs=inputs, outputs=[output])
         )
         return output
+
+    def _swapped_variable(self, tensor: Tensor) -> gs.Variable:
+        """A new tensor like this one with the middle axes swapped."""
+        try:
+            dims = self.sym.shape(tensor)
+        except Unliftable:
+            return gs.Variable(self._name(tensor), tensor.dtype)
+        sizes = [int(d.value) if isinstance(d, Const) else to_text(d) for d in dims]
+        shape = [sizes[axis] for axis in _PERM] if len(sizes) == len(_PERM) else None
+        return gs.Variable(self._name(tensor), tensor.dtype, shape)
 
     def _name(self, tensor: Tensor, suffix: str = "") -> str:
         return self.imported.fresh(f"{tensor.name}/bshd{suffix}")
