@@ -1,9 +1,9 @@
 // The operations of mask expressions, on one element and on ranges of them.
 //
 // A mask program is generated once, as a template over its index type. Called with integers it says
-// whether the pair (q, k) is kept; called with Ranges it says whether a whole tile is empty, full or
-// neither. Ranges are conservative: an answer of "true" or "false" holds for every element, "maybe"
-// may be either. That costs time at worst, never a wrong answer.
+// whether the pair (q, k) is kept; called with Ranges it says whether a whole tile is empty, full
+// or neither. Ranges are conservative: an answer of "true" or "false" holds for every element,
+// "maybe" may be either. That costs time at worst, never a wrong answer.
 //
 // Operations: those of stof_onnx/ir/expr/ops.py. Integers are 32 bits wide where the generator has
 // shown that nothing overflows, else 64; Range bounds have 64 bits. No headers are needed: NVRTC
@@ -41,6 +41,12 @@ struct Range {
   __device__ Range(Int64 low, Int64 high) : lo(low), hi(high), known(true) {}
   __device__ bool is_point() const { return known && lo == hi; }
 
+  // Itself, or unknown where a bound is beyond 2^kBits: results must not overflow.
+  __device__ Range bounded(int bits) const {
+    const Int64 limit = (Int64(1) << bits) - 1;
+    return known && lo >= -limit && hi <= limit ? *this : unknown();
+  }
+
   static __device__ Range unknown() {
     Range result(0);
     result.known = false;
@@ -51,11 +57,11 @@ struct Range {
 // ---- integers ---------------------------------------------------------------------------------
 
 __device__ __forceinline__ Range operator+(Range a, Range b) {
-  return a.known && b.known ? Range(a.lo + b.lo, a.hi + b.hi) : Range::unknown();
+  return a.known && b.known ? Range(a.lo + b.lo, a.hi + b.hi).bounded(62) : Range::unknown();
 }
 
 __device__ __forceinline__ Range operator*(Range a, Range b) {
-  if (!a.known || !b.known) return Range::unknown();
+  if (!a.bounded(31).known || !b.bounded(31).known) return Range::unknown();
   const Int64 p = a.lo * b.lo, q = a.lo * b.hi, r = a.hi * b.lo, s = a.hi * b.hi;
   return Range(smaller(smaller(p, q), smaller(r, s)), larger(larger(p, q), larger(r, s)));
 }

@@ -29,6 +29,7 @@ struct Tensor {
       Int64 offset = 0;
 #pragma unroll
       for (int axis = 0; axis < kRank; ++axis) {
+        if (dims[axis] == 0) return Element{};  // nothing to read
         const Int64 last = dims[axis] - 1;
         offset = offset * dims[axis] + larger(Int64(0), smaller(indices[axis], last));
       }
@@ -50,6 +51,10 @@ __device__ __forceinline__ bool scan(const Tensor<Element, kRank>& tensor, const
 #pragma unroll
     for (int axis = kRank - 1; axis >= 0; --axis) {
       if (!index[axis].known) return false;
+      if (tensor.dims[axis] == 0) {  // as at() has it
+        visit(Element{});
+        return true;
+      }
       const Int64 last = tensor.dims[axis] - 1;
       const Int64 low = larger(Int64(0), smaller(index[axis].lo, last));
       const Int64 high = larger(Int64(0), smaller(index[axis].hi, last));

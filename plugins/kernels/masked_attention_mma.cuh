@@ -9,11 +9,14 @@
 // Sizes     any Sq, Sk >= 0, Sq and Sk independent. D and Dv up to 256, padded to a multiple of 16
 //           in shared memory. Grid: x = ceil(Sq / kTileQ) * H * B, query tiles fastest.
 // Mask      a generated struct (stof_onnx/templates/mask_source.py): keep() on elements and on
-//           Ranges, bias(). Tiles that keep() calls empty are never loaded; full ones aren't masked.
+//           Ranges, bias(). Tiles that keep() calls empty are never loaded; full ones aren't
+//           masked.
 // Rows      without any kept key yield NaN, 0, the mean of all values, or the softmax of
 //           score + fill over all keys (docs/operators.md), by Config::kEmptyRow.
-// Method    one block a tile of queries, one warp 16 rows of it. The block classifies its key tiles,
-//           then walks the list of those that aren't empty with an online softmax (FlashAttention-2).
+// Method    one block a tile of queries, one warp 16 rows of it. The block classifies its key
+// tiles,
+//           then walks the list of those that aren't empty with an online softmax
+//           (FlashAttention-2).
 // Shared    sizeof(SharedStorage<Config>), dynamic.
 // Config    Element, ScoreElement, kHeadDim, kValueDim, kTileQ, kTileK, kGroup, kCopyBytes of
 //           each tensor, kEmptyRow, kScale, kFill: see stof_onnx/templates/masked_attention_mma.py.
@@ -75,8 +78,8 @@ struct AttentionLayout {
 
   struct SharedStorage {
     // The output leaves through the queries' memory.
-    alignas(16) Element queries[kQueryElements > kOutputElements ? kQueryElements
-                                                                 : kOutputElements];
+    alignas(
+        16) Element queries[kQueryElements > kOutputElements ? kQueryElements : kOutputElements];
     alignas(16) Element keys[Config::kTileK * kKeyPitch];
     alignas(16) Element values[Config::kTileK * kValuePitch];
     Entry list[kThreads];
@@ -158,8 +161,8 @@ __device__ __forceinline__ void online_softmax(float (&scores)[kTileK / 8][4],
     for (int j = 0; j < kTileK / 8; ++j) {
 #pragma unroll
       for (int c = 2 * r; c < 2 * r + 2; ++c) {
-        const float exponent = kFused ? fmaf(scores[j][c], factor, -base * factor)
-                                      : (scores[j][c] - base) * factor;
+        const float exponent =
+            kFused ? fmaf(scores[j][c], factor, -base * factor) : (scores[j][c] - base) * factor;
         scores[j][c] = exp2_approximate(exponent);
         rows.sum[r] += scores[j][c];
       }
@@ -339,9 +342,9 @@ struct AttentionBlock {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int query = first_query + row_of(c), key = first_key + column_of(j, c);
-        const bool keep = key < tensors.keys &&
-                          mask.template keep<Index>(Index(b), Index(h), Index(query), Index(key),
-                                                    cursors);
+        const bool keep =
+            key < tensors.keys &&
+            mask.template keep<Index>(Index(b), Index(h), Index(query), Index(key), cursors);
         nibble |= static_cast<unsigned>(keep) << c;
       }
 #pragma unroll

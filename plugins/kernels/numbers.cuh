@@ -1,7 +1,7 @@
 // Number formats of tensors in device memory, and conversions to and from float.
 //
-// 16-bit floats are kept as bits; conversions are single PTX instructions, so that no CUDA header is
-// needed. Conversions to 16 bits round to nearest, ties to even.
+// 16-bit floats are kept as bits; conversions are single PTX instructions, so that no CUDA header
+// is needed. Conversions to 16 bits round to nearest, ties to even.
 #pragma once
 
 namespace stof {

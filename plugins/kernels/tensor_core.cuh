@@ -33,7 +33,9 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
   }
 }
 
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 // Waits until all but the newest kPending groups of this thread's copies have arrived.
 template <int kPending>

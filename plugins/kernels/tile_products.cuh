@@ -47,8 +47,8 @@ struct TileProducts {
 #pragma unroll
     for (int k = 0; k < kTileK; k += 16) {
       // Accumulators of two neighbouring 16x8 tiles are the operand of one 16x16 tile.
-      const float(&w0)[4] = weights[k / 8];
-      const float(&w1)[4] = weights[k / 8 + 1];
+      const float (&w0)[4] = weights[k / 8];
+      const float (&w1)[4] = weights[k / 8 + 1];
       const unsigned a[4] = {pack<Element>(w0[0], w0[1]), pack<Element>(w0[2], w0[3]),
                              pack<Element>(w1[0], w1[1]), pack<Element>(w1[2], w1[3])};
 #pragma unroll
@@ -98,7 +98,7 @@ struct TileProducts<float> {
     const float* b_row = values + 2 * member * kPitch + group;
 #pragma unroll
     for (int k = 0; k < kTileK; k += 8) {
-      const float(&w)[4] = weights[k / 8];
+      const float (&w)[4] = weights[k / 8];
       const SplitFloat a[4] = {SplitFloat(w[0]), SplitFloat(w[2]), SplitFloat(w[1]),
                                SplitFloat(w[3])};
 #pragma unroll

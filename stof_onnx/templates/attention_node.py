@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 from stof_onnx.ir.errors import MalformedNodeError
+from stof_onnx.ir.expr import loads
+from stof_onnx.ir.mask.program import K_INDEX, Q_INDEX
 from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention, TensorLayout
 from stof_onnx.ir.operators.tensor_info import TensorInfo
 from stof_onnx.ir.plan import DataType, Quantity, Range, Symbol
@@ -96,7 +98,7 @@ class AttentionNode:
     @property
     def checks(self) -> tuple[Range, ...]:
         """What the kernels rely on: no overflow of index arithmetic, bounds, alignment."""
-        checks = [Range(name, 0, LARGEST_DIMENSION) for name in ("B", "Sq", "Sk")]
+        checks = [Range(name, 0, largest) for name, largest in self._largest_sizes().items()]
         for read in self._reads():
             if read.layout.order == "BHSD":
                 checks.append(Range(f"{read.name}_heads", read.heads, read.heads))
@@ -107,6 +109,20 @@ class AttentionNode:
             bounds = (end, LARGEST_DIMENSION) if width is None else (width, width)
             checks.append(Range(f"{read.name}_width", *bounds))
         return tuple(checks)
+
+    def _largest_sizes(self) -> dict[str, int]:
+        """Bounds of B, Sq and Sk; a constant table says nothing of pairs beyond it."""
+        largest = dict.fromkeys(("B", "Sq", "Sk"), LARGEST_DIMENSION)
+        mask = self.record.mask
+        tables = {o.name: o.shape for o in mask.operands if o.kind == "block_table"}
+        for load in loads(mask.keep) + ([] if mask.bias is None else loads(mask.bias)):
+            if load.source in tables:
+                _, queries, keys = tables[load.source]
+                if load.index[1] == Q_INDEX:
+                    largest["Sq"] = min(largest["Sq"], queries)
+                if load.index[2] == K_INDEX:
+                    largest["Sk"] = min(largest["Sk"], keys)
+        return largest
 
     def strided(self) -> tuple[StridedTensor, ...]:
         """Query, key, value and output."""

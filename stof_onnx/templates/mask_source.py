@@ -21,7 +21,7 @@ import numpy as np
 
 from stof_onnx.ir.block_table import ARRAY_NAMES
 from stof_onnx.ir.errors import MalformedNodeError
-from stof_onnx.ir.expr import Const, Expr, Load, Op, Var, loads
+from stof_onnx.ir.expr import Const, Expr, Load, Op, Var, loads, variables
 from stof_onnx.ir.expr.ops import OPS
 from stof_onnx.ir.mask.program import K_INDEX, Q_INDEX, MaskProgram, Operand
 from stof_onnx.ir.operators.mask_table import OUTPUT_NAMES
@@ -260,7 +260,9 @@ class _Function:
                     " or ".join(t.name for t in accepted),
                 )
             return f"stof::Loads<T>::{loader}({', '.join([name, *index])})"
-        if load.index[1:] == (Q_INDEX, K_INDEX) and not self._is_element:
+        group, *pair = load.index
+        is_fixed = not loads(group) and not {"q", "k"} & variables(group)
+        if tuple(pair) == (Q_INDEX, K_INDEX) and is_fixed and not self._is_element:
             self.cursors += 1
             cursor = f"cursors[{self.cursors - 1}]"
             return f"stof::TileLoads<T>::of({', '.join([name, cursor, *index])})"

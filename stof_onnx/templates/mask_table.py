@@ -18,7 +18,12 @@ from stof_onnx.templates.table_node import LARGEST_KEY_TILES, TableNode
 
 NAME = "mask_table"
 ENTRY = "stof_mask_table"
-HEADERS: tuple[str, ...] = ("numbers.cuh", "mask_algebra.cuh", "mask_operands.cuh", "mask_table.cuh")
+HEADERS: tuple[str, ...] = (
+    "numbers.cuh",
+    "mask_algebra.cuh",
+    "mask_operands.cuh",
+    "mask_table.cuh",
+)
 
 _WORD_BYTES = 8
 

@@ -47,4 +47,4 @@ def driver(recording_driver: FakeDriver) -> Iterator[FakeDriver]:
     before = recording_driver.live_modules()
     yield recording_driver
     recording_driver.reset()
-    assert recording_driver.live_modules() == before, "a module was not unloaded"
+    assert recording_driver.live_modules() <= before, "a module was not unloaded"

@@ -123,9 +123,7 @@ class FakeDriver:
         for variant in plan.variants:
             for bucket in variant.buckets:
                 for launch in bucket.launches:
-                    self._library.fake_cuda_set_signature(
-                        _c_name(launch.kernel), _c_types(launch)
-                    )
+                    self._library.fake_cuda_set_signature(_c_name(launch.kernel), _c_types(launch))
 
 
 def _c_name(kernel: Kernel) -> bytes:

@@ -237,7 +237,7 @@ ATTENTIONS = (
 )
 
 
-def _table_outputs(  # noqa: PLR0917
+def _table_outputs(
     groups: int, queries: int, keys: int, tile_q: int, tile_k: int
 ) -> tuple[Shape, Shape, Shape]:
     rows, columns = -(-queries // tile_q), -(-keys // tile_k)

@@ -52,9 +52,7 @@ class Outcomes:
             self._has_run = True
             with tempfile.TemporaryDirectory() as directory:
                 self._run(Path(directory))
-        missing = pytest.TestReport(
-            item.nodeid, item.location, {}, "failed", self._failure, "call"
-        )
+        missing = pytest.TestReport(item.nodeid, item.location, {}, "failed", self._failure, "call")
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._reports.get(item.nodeid, [missing]):
             item.ihook.pytest_runtest_logreport(report=report)
@@ -87,6 +85,8 @@ class Outcomes:
         for line in results.read_text().splitlines():
             data: dict[str, Any] = json.loads(line)
             report = config.hook.pytest_report_from_serializable(config=config, data=data)
+            if isinstance(report.longrepr, list):  # of a skipped test; JSON has no tuples
+                report.longrepr = tuple(report.longrepr)
             self._reports.setdefault(report.nodeid, []).append(report)
         # A test that ended the process has no report of its teardown.
         self._reports = {

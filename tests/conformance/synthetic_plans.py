@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 from stof_onnx.ir.plan import (
     Argument,
@@ -60,16 +59,22 @@ def plan(  # noqa: PLR0917
 
 
 def two_step_bucket(
-    target: str, tile: int, inputs: int, outputs: int, *ranges: Range, has_batch: bool = True
+    target: str, tile: int, tensors: tuple[int, int], batch: Quantity, content: str, *ranges: Range
 ) -> Bucket:
     """A large launch and one that combines, with arguments of every kind.
 
-    The symbols are Sq, Sk, "elements" and, unless `has_batch` is false, B.
+    Args:
+        target: of the kernels.
+        tile: queries and keys of a block.
+        tensors: numbers of inputs and outputs.
+        batch: B; the other symbols are Sq, Sk and "elements".
+        content: a part of the images.
+        ranges: of the bucket.
     """
+    inputs, outputs = tensors
     is_ptx = Target.parse(target).is_portable
     kind = "ptx" if is_ptx else "cubin"
-    image = f"{kind} {target} tile {tile}"
-    batch = Quantity.of("B" if has_batch else 1)
+    image = f"{kind} {target} tile {tile} of {content}"
     queries, keys, elements = map(Quantity.of, ("Sq", "Sk", "elements"))
     every_input: list[Argument] = [
         TensorPointer("input", i, offset=16 * i, alignment=16) for i in range(inputs)
@@ -112,25 +117,17 @@ def two_bucket_plan(
     targets: Sequence[str] = ("portable", "sm_80", "sm_90"),
 ) -> Plan:
     """A plan with a bucket for Sq up to SMALL and one for the rest, for each target."""
-    has_batch = any(symbol.name == "B" for symbol in symbols)
-    counts = (len(input_types), len(output_types))
+    batch = Quantity.of("B" if any(symbol.name == "B" for symbol in symbols) else 1)
+    of_node = ((len(input_types), len(output_types)), batch, operator)
     variants = [
         variant(
             target,
             (
-                two_step_bucket(
-                    target, 16, *counts, Range("Sq", 0, SMALL), has_batch=has_batch
-                ),
-                two_step_bucket(target, 64, *counts, has_batch=has_batch),
+                two_step_bucket(target, 16, *of_node, Range("Sq", 0, SMALL)),
+                two_step_bucket(target, 64, *of_node),
             ),
         )
         for target in targets
     ]
     checks = [Range(symbol.name, 0, 2**31 - 1) for symbol in symbols]
     return plan(operator, input_types, output_types, symbols, variants, checks)
-
-
-def kernels(made: Plan) -> set[str]:
-    """Entry names of all kernels."""
-    every = chain.from_iterable(variant.kernels for variant in made.variants)
-    return {one.entry for one in every}

@@ -12,10 +12,18 @@ import pytest
 from stof_onnx import plugin_host
 from stof_onnx.ir.plan import DataType, Plan, encode
 from stof_onnx.plugin_host import BUILD, RUNTIME, Field, Plugin, PluginError, field_of
-from tests.conformance.nodes import ATTENTION, ATTENTIONS, NODES, TABLE, NodeCase, case
-
-INT32, INT64, FLOAT32, FLOAT64, CHAR, INT8, INT16 = 5, 10, 1, 2, 6, 3, 4
-"""Numbers of nvinfer1::PluginFieldType."""
+from tests.conformance.field_forms import (
+    CHAR,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    as_int64,
+    without_nul,
+)
+from tests.conformance.nodes import ATTENTION, ATTENTIONS, NODES, SIZES, TABLE, NodeCase, case
 
 KINDS = {int: INT32, list: INT32, float: FLOAT32, str: CHAR, np.ndarray: INT8}
 
@@ -58,25 +66,18 @@ def test_a_plugin_is_created_from_the_attributes_of_a_node(node: NodeCase, phase
     Plugin.create(node.operator, list(fields_of(node).values()), phase).close()
 
 
-def as_int64(field: Field) -> Field:
-    if field.type != INT32:
-        return field
-    numbers = np.frombuffer(field.data, np.int32).astype(np.int64)
-    return dataclasses.replace(field, type=INT64, data=numbers.tobytes())
-
-
-def without_nul(field: Field) -> Field:
-    if field.type != CHAR:
-        return field
-    return dataclasses.replace(field, length=field.length - 1, data=field.data[:-1])
-
-
 @pytest.mark.parametrize("node", NODES, ids=str)
 @pytest.mark.parametrize("form", [as_int64, without_nul])
 def test_other_forms_of_the_same_attributes(node: NodeCase, form: Callable[[Field], Field]) -> None:
     changed = [form(field) for field in fields_of(node).values()]
     types = node.create().output_types(node.input_types)
     assert Plugin.create(node.operator, changed).output_types(node.input_types) == types
+
+
+def test_an_empty_table_is_none() -> None:
+    node = case("rows_half")
+    fields = {**fields_of(node), "table": Field("table", INT32, 0, b"")}
+    Plugin.create(node.operator, list(fields.values())).close()
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
@@ -165,6 +166,22 @@ def test_impossible_values_are_named(name: str, attribute: str, value: Any, mess
     node = case(name)
     fields = {**fields_of(node), attribute: field_of(attribute, value)}
     assert message in refusal(node.operator, fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [("rows_half", ("num_heads", "value_head_dim")), ("table_by_head", ("num_heads",))],
+)
+def test_sizes_whose_product_overflows_give_no_shape(
+    name: str, attributes: tuple[str, ...]
+) -> None:
+    node = case(name)
+    huge = np.int64(2**62).tobytes()
+    fields = {**fields_of(node), **{a: Field(a, INT64, 1, huge) for a in attributes}}
+    with pytest.raises(PluginError):
+        Plugin.create(node.operator, list(fields.values())).output_shapes(
+            node.input_descs(SIZES[0])
+        )
 
 
 @pytest.mark.parametrize("node", [case("rows_half"), case("dense_table")], ids=str)

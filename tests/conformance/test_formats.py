@@ -9,7 +9,7 @@ import pytest
 
 from stof_onnx.ir.plan import DataType
 from stof_onnx.plugin_host import TensorDesc
-from tests.conformance.nodes import NODES, Sizes
+from tests.conformance.nodes import NODES, NodeCase, Sizes
 
 AT = Sizes(2, 5, 7)
 LINEAR = 0
@@ -17,23 +17,23 @@ FORMATS = range(1, 14)
 """The other values of nvinfer1::TensorFormat."""
 
 
-def split(node, descs: list[TensorDesc]) -> tuple[list[TensorDesc], list[TensorDesc]]:
+def split(node: NodeCase, descs: list[TensorDesc]) -> tuple[list[TensorDesc], list[TensorDesc]]:
     inputs = len(node.input_types)
     return descs[:inputs], descs[inputs:]
 
 
-def everything(node) -> list[TensorDesc]:
+def everything(node: NodeCase) -> list[TensorDesc]:
     return [*node.input_descs(AT), *node.output_descs(AT)]
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_the_right_combination_is_accepted(node) -> None:
+def test_the_right_combination_is_accepted(node: NodeCase) -> None:
     plugin, descs = node.create(), everything(node)
     assert all(plugin.supports_format(i, *split(node, descs)) for i in range(len(descs)))
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_every_other_type_and_format_is_refused_at_each_position(node) -> None:
+def test_every_other_type_and_format_is_refused_at_each_position(node: NodeCase) -> None:
     plugin, descs = node.create(), everything(node)
     for i, right in enumerate(descs):
         near_misses = [
@@ -46,7 +46,7 @@ def test_every_other_type_and_format_is_refused_at_each_position(node) -> None:
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_later_positions_are_not_read(node) -> None:
+def test_later_positions_are_not_read(node: NodeCase) -> None:
     plugin, descs, random_ = node.create(), everything(node), random.Random(7)
     for i, right in enumerate(descs):
         wrong = dataclasses.replace(right, format=1)
@@ -65,7 +65,7 @@ def _garbage(random_: random.Random) -> TensorDesc:
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_shapes_do_not_matter(node) -> None:
+def test_shapes_do_not_matter(node: NodeCase) -> None:
     # TensorRT asks before it knows the shapes.
     plugin = node.create()
     descs = [dataclasses.replace(d, dims=(-1,) * len(d.dims)) for d in everything(node)]
@@ -73,7 +73,7 @@ def test_shapes_do_not_matter(node) -> None:
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_the_answer_does_not_depend_on_the_order_of_questions(node) -> None:
+def test_the_answer_does_not_depend_on_the_order_of_questions(node: NodeCase) -> None:
     plugin, descs, random_ = node.create(), everything(node), random.Random(3)
     for _ in range(60):
         i = random_.randrange(len(descs))
@@ -84,14 +84,14 @@ def test_the_answer_does_not_depend_on_the_order_of_questions(node) -> None:
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_positions_that_do_not_exist_are_refused(node) -> None:
+def test_positions_that_do_not_exist_are_refused(node: NodeCase) -> None:
     plugin, descs = node.create(), everything(node)
     for position in (-1, len(descs)):
         assert not plugin.supports_format(position, *split(node, descs))
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_another_number_of_tensors_is_refused(node) -> None:
+def test_another_number_of_tensors_is_refused(node: NodeCase) -> None:
     plugin = node.create()
     inputs, outputs = node.descs(AT)
     for given in ((inputs[:-1], outputs), (inputs, outputs * 2)):

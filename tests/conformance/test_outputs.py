@@ -15,18 +15,18 @@ from stof_onnx.expansion import expand_model
 from stof_onnx.ir.operators.registry import DOMAIN
 from stof_onnx.ir.plan import DataType
 from stof_onnx.plugin_host import PluginError, TensorDesc
-from tests.conformance.nodes import ATTENTION, NODES, Shape, Sizes, case
+from tests.conformance.nodes import ATTENTION, NODES, NodeCase, Shape, Sizes, case
 
 sizes = st.builds(Sizes, st.integers(0, 9), st.integers(0, 5000), st.integers(0, 5000))
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_number_of_outputs(node) -> None:
+def test_number_of_outputs(node: NodeCase) -> None:
     assert node.create().output_count == (1 if node.operator == ATTENTION else 3)
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_output_types(node) -> None:
+def test_output_types(node: NodeCase) -> None:
     plugin = node.create()
     types = plugin.output_types(node.input_types)
     assert types == node.output_types
@@ -39,7 +39,7 @@ def test_output_types(node) -> None:
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_other_input_types_are_refused_and_named(node) -> None:
+def test_other_input_types_are_refused_and_named(node: NodeCase) -> None:
     plugin = node.create()
     for position in range(len(node.input_types)):
         types = list(node.input_types)
@@ -51,7 +51,7 @@ def test_other_input_types_are_refused_and_named(node) -> None:
 
 @pytest.mark.parametrize("change", [-1, 1])
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_another_number_of_inputs_is_refused(node, change: int) -> None:
+def test_another_number_of_inputs_is_refused(node: NodeCase, change: int) -> None:
     plugin = node.create()
     wanted = len(node.input_types)
     inputs = (node.input_descs(Sizes(1, 2, 3)) * 2)[: wanted + change]
@@ -60,16 +60,16 @@ def test_another_number_of_inputs_is_refused(node, change: int) -> None:
             ask(inputs)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(at=sizes)
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_output_shapes_follow_from_the_inputs(node, at: Sizes) -> None:
+def test_output_shapes_follow_from_the_inputs(node: NodeCase, at: Sizes) -> None:
     shapes = node.create().output_shapes(node.input_descs(at))
     assert shapes == node.outputs(at)
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)
-def test_shapes_do_not_depend_on_what_happened_before(node) -> None:
+def test_shapes_do_not_depend_on_what_happened_before(node: NodeCase) -> None:
     plugin = node.create()
     first, second = Sizes(2, 100, 77), Sizes(1, 3, 5)
     for at in (first, second, first):
@@ -88,12 +88,12 @@ RUNNABLE = [n for n in NODES if n.name not in ("split_rows_bfloat16", "constant_
 
 @pytest.mark.parametrize("at", [Sizes(2, 20, 37), Sizes(1, 1, 130)], ids=str)
 @pytest.mark.parametrize("node", RUNNABLE, ids=str)
-def test_output_shapes_are_those_of_the_definition(node, at: Sizes) -> None:
+def test_output_shapes_are_those_of_the_definition(node: NodeCase, at: Sizes) -> None:
     descs = node.input_descs(at)
     assert node.create().output_shapes(descs) == shapes_of_definition(node, descs)
 
 
-def shapes_of_definition(node, descs: list[TensorDesc]) -> tuple[Shape, ...]:
+def shapes_of_definition(node: NodeCase, descs: list[TensorDesc]) -> tuple[Shape, ...]:
     """Shapes that `expand`ed standard operators yield in ONNX Runtime."""
     names = [f"input_{i}" for i in range(len(descs))]
     results = [f"output_{i}" for i in range(len(node.output_types))]
@@ -149,5 +149,5 @@ def test_a_row_layout_wants_a_rank_of_three_or_more() -> None:
 
 @pytest.mark.parametrize("rank", [2, 3])
 def test_a_table_names_the_axis_that_does_not_exist(rank: int) -> None:
-    with pytest.raises(PluginError, match="axis 3 of input 0|axis 2 of input 0"):
+    with pytest.raises(PluginError, match=f"axis {2 if rank == 2 else 3} of input 0"):
         case("dense_table").create().output_shapes([TensorDesc(DataType.INT8, (1,) * rank)])

@@ -25,7 +25,7 @@ BFLOAT16_MIN = -(2.0**127) * (2 - 2.0**-7)
 
 
 class Layout(NamedTuple):
-    """Places of query, key and value (tests/ir/attention_cases.py); order and rank of the output."""
+    """Places of query, key and value (keys of PLACES), and order and rank of the output."""
 
     places: tuple[str, str, str]
     output: tuple[str, int]

@@ -77,7 +77,7 @@ class Plans:
 
 def to_device(values: Array) -> torch.Tensor:
     """An array on the GPU, bfloat16 included; written by a copy, not by a kernel."""
-    values = np.ascontiguousarray(values)
+    values = np.array(values, order="C")  # PyTorch wants arrays that can be written
     if values.dtype.name == "bfloat16":
         return torch.from_numpy(values.view(np.int16)).cuda().view(torch.bfloat16)
     return torch.from_numpy(values).cuda()

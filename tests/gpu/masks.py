@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from stof_onnx.ir.block_table import BlockTable
-from stof_onnx.ir.expr import Const, Load
+from stof_onnx.ir.expr import Const, Expr, Load
 from stof_onnx.ir.expr.build import (
     TRUE,
     add,
@@ -72,22 +72,22 @@ Family = Callable[[Sizes, np.random.Generator], Mask]
 WINDOW = 70
 BIGBIRD_LENGTH = 330
 TABLE_LENGTH = 1024
-MOST_HEADS = 8
 FLOAT32_MIN = float(np.finfo(np.float32).min)
+
+
+FIRST_GROUP = integer(0)
+_WIDTH = integer(WINDOW)
 
 
 def sliding_window(s: Sizes, rng: np.random.Generator) -> Mask:
     keep = sliding_window_keep(s.queries, s.keys, window=WINDOW)
-    return Mask(MaskProgram(and_(ge0(add(START, W)), ge0(sub(W, START)))), keep)
-
-
-W = integer(WINDOW)
+    return Mask(MaskProgram(and_(ge0(add(START, _WIDTH)), ge0(sub(_WIDTH, START)))), keep)
 
 
 def causal_window(s: Sizes, rng: np.random.Generator) -> Mask:
     """A causal window that ends with the last key; the first queries may see nothing."""
     keep = causal_window_keep(s.queries, s.keys, window=WINDOW, query_offset=s.keys - s.queries)
-    return Mask(MaskProgram(and_(ge0(END), gt(W, END))), keep)
+    return Mask(MaskProgram(and_(ge0(END), gt(_WIDTH, END))), keep)
 
 
 def dilated(s: Sizes, rng: np.random.Generator) -> Mask:
@@ -176,7 +176,7 @@ def table(s: Sizes, rng: np.random.Generator) -> Mask:
 
 def table_by_head(s: Sizes, rng: np.random.Generator) -> Mask:
     """A constant mask for each head, in tiles that the kernel's own have to fit into."""
-    return _table(_tile_states(MOST_HEADS), (32, 64), s)
+    return _table(_tile_states(s.heads), (32, 64), s, H_INDEX)
 
 
 def table_or_causal(s: Sizes, rng: np.random.Generator) -> Mask:
@@ -196,21 +196,18 @@ def table_last_rows(s: Sizes, rng: np.random.Generator) -> Mask:
 
 
 @cache
-def _stored(key: tuple[int, tuple[int, int]], length: int) -> BlockTable:
-    groups, tile = key
+def _stored(groups: int, tile: tuple[int, int], length: int) -> BlockTable:
     dense = _bigbird()[None] if length == BIGBIRD_LENGTH else _tile_states(groups)
     return BlockTable.from_dense(dense, tile)
 
 
-def _table(keep: Array, tile: tuple[int, int], s: Sizes) -> Mask:
-    stored = _stored((len(keep), tile), keep.shape[1])
-    group = integer(0) if len(keep) == 1 else H_INDEX
+def _table(keep: Array, tile: tuple[int, int], s: Sizes, group: Expr = FIRST_GROUP) -> Mask:
+    stored = _stored(len(keep), tile, keep.shape[1])
     load = Load("table", (group, Q_INDEX, K_INDEX), "bool")
     program = MaskProgram(
         load, operands=(Operand("table", "block_table", 3, stored.shape, stored.tile),)
     )
-    heads = min(s.heads, len(keep))
-    return Mask(program, keep[:heads, : s.queries, : s.keys], (stored,))
+    return Mask(program, keep[:, : s.queries, : s.keys], (stored,))
 
 
 # ---- biases ------------------------------------------------------------------------------------

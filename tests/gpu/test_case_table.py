@@ -24,7 +24,7 @@ from tests.gpu.cases import (
 )
 from tests.gpu.masks import EMPTY_ROW_FAMILIES, FAMILIES, Family
 from tests.gpu.problem import Problem
-from tests.ir.attention_cases import Sizes
+from tests.ir.attention_cases import Sizes, bshd
 
 SIZES = (Sizes(3, 2, 2, 70, 130), Sizes(1, 1, 4, 130, 70), Sizes(2, 2, 1, 1, 9))
 
@@ -101,3 +101,10 @@ def test_dense_equivalent_is_the_same_attention(config: Config) -> None:
     assert not np.isnan(wanted[rows]).any()
     special = wanted[~rows]
     assert (np.isnan(special) if not problem.nan_to_zero else special == 0).all()
+
+
+def test_inputs_hold_nan_where_nothing_may_be_read() -> None:
+    """The layouts with gaps would show a read outside of a head as NaN."""
+    place = bshd([5 + 2 * 7], 7, 5)
+    stored = place.store(np.zeros((1, 2, 3, 4), np.float16))
+    assert np.isnan(stored).sum() == 3 * (5 + 2 * 3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,6 +49,7 @@ from stof_onnx.ir.mask.program import (
     MaskProgram,
     Operand,
 )
+from stof_onnx.ir.operators.masked_attention import TableInput
 from tests.templates.mask_on_cpu import Case
 
 b, h, q, k = B_INDEX, H_INDEX, Q_INDEX, K_INDEX
@@ -176,11 +178,47 @@ TABLES = {
         load("t", integer(0), q, k), {"t": BlockTable.from_dense(np.ones((37, 53), bool), (16, 16))}
     ),
 }
-EXACT = {**BANDS, **VECTORS, **TABLES}
+_SPARSE = dense_table(8).reshape(2, 4, 37, 53)
+RUN_TIME_TABLES = {
+    "run-time table a batch and head": replace(
+        case(load("m", b, h, q, k), {"m": _SPARSE}), table=TableInput((16, 16), True, True)
+    ),
+    "run-time table a batch": replace(
+        case(load("m", b, q, k), {"m": _SPARSE[:, 0]}, tile=(16, 16)),
+        table=TableInput((32, 16), True, False),
+    ),
+    "run-time table a head": replace(
+        case(load("m", h, q, k), {"m": _SPARSE[0]}), table=TableInput((16, 32), False, True)
+    ),
+    "one run-time table": replace(
+        case(load("m", q, k), {"m": _SPARSE[1, 1]}), table=TableInput((16, 16), False, False)
+    ),
+    "run-time table and bias": replace(
+        case(
+            load("m", b, q, k),
+            {"m": _SPARSE[:, 0], "s": np.arange(4, dtype=np.float32)},
+            bias=load("s", h, kind="float"),
+        ),
+        table=TableInput((16, 16), True, False),
+    ),
+}
+EXACT = {**BANDS, **VECTORS, **TABLES, **RUN_TIME_TABLES}
 
 _TABLE_AND_VECTOR = {"m": padding(53, 30), "t": table(4)}
 _TWO_TABLES = {"s": table(1), "t": table(4)}
 COMBINATIONS = {
+    "table's group by a vector of queries": case(
+        load("t", load("g", q, kind="int"), q, k), {"t": table(4), "g": np.arange(37) % 4}
+    ),
+    "table's group by the query": case(load("t", mod(q, integer(4)), q, k), {"t": table(4)}),
+    "group beyond what ranges hold": case(
+        load("t", load("g", b, kind="int"), q, k), {"t": table(4), "g": np.array([2**41, 0])}
+    ),
+    "product of int64, one of which is 0": case(
+        ge0(mul(load("x", b, k, kind="int"), load("y", b, k, kind="int"))),
+        {"x": np.array([[2**40, 0, 5]] * 2), "y": np.array([[0, 2**40, -5]] * 2)},
+    ),
+    "empty tensor": case(load("m", k, b), {"m": np.zeros((0, 2), bool)}),
     "no mask": case(Const(True)),
     "nothing kept": case(Const(False)),
     "both ways, absolute": case(ge(integer(5), absolute(sub(q, k)))),
@@ -363,21 +401,5 @@ WIDTHS = {
         case(load("m", b, mul(k, integer(2**9))), {"m": random_bool(2, 53)}), "long long",
     ),
 }  # fmt: skip
-
-DEFECTS = {
-    "table's group by a vector of queries": case(
-        load("t", load("g", q, kind="int"), q, k), {"t": table(4), "g": np.arange(37) % 4}
-    ),
-    "table's group by the query": case(load("t", mod(q, integer(4)), q, k), {"t": table(4)}),
-    "group beyond what ranges hold": case(
-        load("t", load("g", b, kind="int"), q, k), {"t": table(4), "g": np.array([2**41, 0])}
-    ),
-    "product of int64, one of which is 0": case(
-        ge0(mul(load("x", b, k, kind="int"), load("y", b, k, kind="int"))),
-        {"x": np.array([[2**40, 0, 5]] * 2), "y": np.array([[0, 2**40, -5]] * 2)},
-    ),
-    "empty tensor": case(load("m", k, b), {"m": np.zeros((0, 2), bool)}),
-}
-"""What goes wrong today."""
 
 FAMILIES = {**EXACT, **COMBINATIONS, **BIASES, **{name: one for name, (one, _) in WIDTHS.items()}}

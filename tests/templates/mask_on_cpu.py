@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import struct
@@ -19,6 +20,7 @@ from stof_onnx.ir.block_table import BlockTable
 from stof_onnx.ir.expr import evaluate
 from stof_onnx.ir.expr.ops import Array
 from stof_onnx.ir.mask.program import MaskProgram, index_grid
+from stof_onnx.ir.operators.masked_attention import TableInput
 from stof_onnx.ir.plan import DataType, Int32, TensorPointer
 from stof_onnx.ir.plan import evaluate as evaluate_quantity
 from stof_onnx.templates.mask_source import MaskSource, mask_source
@@ -63,6 +65,7 @@ class Case:
         sources: array or table of each operand.
         tile: queries and keys of the tiles that are classified.
         beyond: also call the mask for the rows of the last tile that don't exist.
+        table: the form of a run-time table that keep() reads in place of the program.
     """
 
     program: MaskProgram
@@ -70,6 +73,7 @@ class Case:
     sources: Mapping[str, Array | BlockTable] = field(default_factory=dict)
     tile: tuple[int, int] = (16, 16)
     beyond: bool = True
+    table: TableInput | None = None
 
     def inputs(self) -> list[Array]:
         """The node's inputs from the first operand on."""
@@ -77,12 +81,14 @@ class Case:
         for operand in self.program.operands:
             value = self.sources[operand.name]
             result += value.arrays().values() if isinstance(value, BlockTable) else [value]
+        if self.table is not None:
+            result += run_time_table(self.wanted_keep(), self.table)
         return result
 
     def source(self) -> MaskSource:
         """The generated C++."""
         types = (DataType.HALF,) * FIRST_INPUT + tuple(_TYPES[str(a.dtype)] for a in self.inputs())
-        return mask_source(self.program, types, FIRST_INPUT)
+        return mask_source(self.program, types, FIRST_INPUT, table=self.table)
 
     def wanted_keep(self) -> Array:
         """Kept pairs by numpy, bool [B, H, Sq, Sk]."""
@@ -113,6 +119,24 @@ class Clamped:
             return np.zeros(np.broadcast_shapes(*(i.shape for i in index)), self._array.dtype)
         limits = [np.clip(i, 0, n - 1) for i, n in zip(index, self._array.shape, strict=True)]
         return np.asarray(self._array[tuple(limits)])
+
+
+def run_time_table(keep: Array, form: TableInput) -> list[Array]:
+    """What StofMaskTable makes of bool [B, H, Sq, Sk]; noise where readers must not look."""
+    groups = keep[: None if form.by_batch else 1, : None if form.by_head else 1]
+    table = BlockTable.from_dense(groups.reshape(-1, *keep.shape[2:]), form.tile)
+    rows = -(-keep.shape[2] // form.tile[0])
+    columns = -(-keep.shape[3] // form.tile[1])
+    starts, full = table.row_offsets[:-1], table.full_counts
+    noise = np.random.default_rng(1).integers(-(2**31), 2**31, 2**16).astype(np.int32)
+    listed = np.full((len(starts), columns), -1, np.int32)
+    bitmaps = np.resize(noise, (len(starts), columns, math.prod(form.tile) // 32))
+    for row, (start, end) in enumerate(zip(starts, table.row_offsets[1:], strict=True)):
+        listed[row, : end - start] = table.tile_columns[start:end]
+        for entry in range(start + full[row], end):
+            bitmaps[row, table.tile_columns[entry]] = table.bitmaps[table.tile_bitmaps[entry]]
+    counts = np.stack([full, np.diff(table.row_offsets) - full], axis=1).astype(np.int32)
+    return [x.reshape(-1, rows, *x.shape[1:]) for x in (counts, listed, bitmaps)]
 
 
 def _as_dense(value: Array | BlockTable) -> Array:

@@ -20,7 +20,7 @@ from stof_onnx.jit.compile import compile_kernels
 from stof_onnx.jit.errors import CompileError
 from stof_onnx.jit.job import CompiledKernel
 from stof_onnx.templates import masked_attention_mma as template
-from tests.jit.sass import opcode_counts
+from tests.jit.sass import disassemble, opcode_counts
 from tests.templates.attention_nodes import (
     HEAD_DIMS,
     MASKS,
@@ -36,8 +36,8 @@ LARGEST_LOCAL = 64
 """Bytes a thread may keep in local memory: ptxas prefers a few spills to one block less on a
 multiprocessor, at 128 registers."""
 
-MORE_LOCAL: dict[tuple[str, str, int], int] = {}
-"""(mask, element type, head dim) of kernels that are known to need more, and how much."""
+MORE_LOCAL = {("float32", 256): 400}
+"""What kernels of an (element type, head dim) need whose accumulators alone fill the registers."""
 
 COVERING = covering_kernels()
 
@@ -83,11 +83,10 @@ def test_the_subset_covers():
 
 @pytest.mark.slow
 def test_the_whole_product():
-    found = [
-        f"{kernel}: {text}"
-        for kernel, done in compile_all(all_kernels()).items()
-        for text in complaints(kernel, done)
-    ]
+    found = []
+    for kernel, done in compile_all(all_kernels()).items():
+        found += [f"{kernel}: {text}" for text in complaints(kernel, done)]
+        disassemble.cache_clear()  # a megabyte of text a kernel
     assert not found, "\n".join(found)
 
 
@@ -116,7 +115,7 @@ def in_cubin(kernel: Kernel, done: CompiledKernel) -> list[str]:
     assert resources is not None
     counts = opcode_counts(done.image, done.entry)
     is_float = kernel.node.element_type == DataType.FLOAT
-    known = MORE_LOCAL.get((kernel.mask, kernel.dtype, kernel.head_dim), LARGEST_LOCAL)
+    known = MORE_LOCAL.get((kernel.dtype, kernel.head_dim), LARGEST_LOCAL)
     conditions = {
         "no HMMA": counts["HMMA"] > 0,
         # 16x8x16 products in a loop over tiles that is not unrolled, or 3 of 16x8x8 for floats.
@@ -134,6 +133,7 @@ def in_cubin(kernel: Kernel, done: CompiledKernel) -> list[str]:
 
 def in_ptx(kernel: Kernel, done: CompiledKernel) -> list[str]:
     text = done.image.decode()
+    without_waits = text.replace("cp.async.commit_group", "")
     is_float = kernel.node.element_type == DataType.FLOAT
     product = "m16n8k8.row.col.f32.tf32" if is_float else "m16n8k16.row.col.f32."
     conditions = {
@@ -141,7 +141,7 @@ def in_ptx(kernel: Kernel, done: CompiledKernel) -> list[str]:
         "another entry": f".entry {template.ENTRY}(" in text,
         "no mma.sync": f"mma.sync.aligned.{product}" in text,
         "ldmatrix": ("ldmatrix.sync" in text) != is_float,
-        "cp.async": ("cp.async.ca" in text or "cp.async.cg" in text) == copies_are_asynchronous(kernel),
+        "cp.async": ("cp.async.c" in without_waits) == copies_are_asynchronous(kernel),
         "local memory": ".local" not in text,
     }
     return [text for text, holds in conditions.items() if not holds]

@@ -68,6 +68,11 @@ def load(name: str) -> Load:
         (integer(-(2**31)), integer(-(2**31) - 1)),
         (where(eq0(q), integer(2**31 - 1), q), where(eq0(q), integer(2**31), q)),
         (ge(mul(q, integer(100)), k), ge(mul(q, QUERIES), k)),
+        # A negative quotient is rounded away from 0.
+        (
+            mul(floordiv(load("byte"), integer(3)), integer(2**31 // 129)),
+            mul(floordiv(load("byte"), integer(3)), integer(2**31 // 129 + 1)),
+        ),
         # What is compared or looked up counts as well as what comes of it.
         (Load("is_real", (mul(k, integer(9)),), "bool"), Load("is_real", (mul(k, k),), "bool")),
         (eq0(mod(sub(q, k), integer(3))), eq0(mod(mul(q, KEYS), integer(3)))),
@@ -78,13 +83,14 @@ def test_near_misses(fitting, near_miss):
     assert not fits_int32(near_miss, TYPES)
 
 
-def test_a_partial_sum_counts():
-    small = Op("add", (load("word"), neg(load("word"))), "int")
+def test_a_partial_result_counts():
     # -2^31 negated is the step that leaves 32 bits, before the sum comes back to 0.
-    assert not fits_int32(small, TYPES)
-    there = mul(q, integer(100))
-    both = Op("add", (there, there, mul(q, integer(-100))), "int")
-    assert not fits_int32(both, TYPES)
+    assert not fits_int32(Op("add", (load("word"), neg(load("word"))), "int"), TYPES)
+    large, small = integer(2**31 - 1), integer(-(2**24))
+    assert fits_int32(Op("add", (q, small, large), "int"), TYPES)
+    assert not fits_int32(Op("add", (q, large, small), "int"), TYPES)
+    assert not fits_int32(Op("mul", (q, k, integer(0)), "int"), TYPES)
+    assert fits_int32(Op("mul", (q, integer(0), k), "int"), TYPES)
 
 
 def steps(expr: Expr, point: dict[str, int], loaded: dict[str, int], made: list[int]) -> int:

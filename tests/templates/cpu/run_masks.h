@@ -39,7 +39,8 @@ inline int read_int(FILE* file) {
 
 inline Case read_case(FILE* file) {
   Case result;
-  for (int* field : {&result.B, &result.H, &result.Sq, &result.Sk, &result.tile_q, &result.tile_k}) {
+  for (int* field :
+       {&result.B, &result.H, &result.Sq, &result.Sk, &result.tile_q, &result.tile_k}) {
     *field = read_int(file);
   }
   result.beyond = read_int(file) != 0;
@@ -62,15 +63,13 @@ void run_tile(const Mask& mask, const Case& c, int b, int h, int first_query, in
   int cursors[Mask::kTables == 0 ? 1 : Mask::kTables];
   const int last_query = stof::smaller(first_query + c.tile_q, c.Sq) - 1;
   const int last_key = stof::smaller(first_key + c.tile_k, c.Sk) - 1;
-  const stof::Maybe maybe =
-      mask.template keep<Range>(Range(b), Range(h), Range(first_query, last_query),
-                                Range(first_key, last_key), cursors);
+  const stof::Maybe maybe = mask.template keep<Range>(
+      Range(b), Range(h), Range(first_query, last_query), Range(first_key, last_key), cursors);
   state = static_cast<unsigned char>(maybe.can_be_false + 2 * maybe.can_be_true);
   const int end_query = c.beyond ? first_query + c.tile_q : last_query + 1;
   for (int q = first_query; q < end_query; ++q) {
     for (int k = first_key; k <= last_key; ++k) {
-      const bool keep =
-          mask.template keep<Index>(Index(b), Index(h), Index(q), Index(k), cursors);
+      const bool keep = mask.template keep<Index>(Index(b), Index(h), Index(q), Index(k), cursors);
       if (q > last_query) continue;
       kept[((static_cast<std::size_t>(b) * c.H + h) * c.Sq + q) * c.Sk + k] = keep;
     }
@@ -106,7 +105,8 @@ void run(const Mask& mask, const Case& c, FILE* output) {
 
 // Reads (number of a program, case) until the input ends.
 template <std::size_t kPrograms>
-int run_all(const char* const* arguments, void (*const (&programs)[kPrograms])(const Case&, FILE*)) {
+int run_all(const char* const* arguments,
+            void (*const (&programs)[kPrograms])(const Case&, FILE*)) {
   FILE* const input = std::fopen(arguments[1], "rb");
   FILE* const output = std::fopen(arguments[2], "wb");
   if (input == nullptr || output == nullptr) return 1;
