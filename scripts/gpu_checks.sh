@@ -64,9 +64,12 @@ if ! "$python" -m tests.gpu.sanitizer_run --compile >"$logs/compile.log" 2>&1; t
   exit 1
 fi
 for tool in memcheck racecheck initcheck synccheck; do
+  # What PyTorch's kernels write isn't tracked, as only ours are watched, so that its own copies of
+  # it to the host look like reads of nothing.
+  [ $tool = initcheck ] && options="--check-api-memory-access no" || options=
   # shellcheck disable=SC2086 # two words
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 120 "$sanitizer" --tool $tool $filter \
-    --error-exitcode 1 "$python" -m tests.gpu.sanitizer_run >"$logs/$tool.log" 2>&1
+    $options --error-exitcode 1 "$python" -m tests.gpu.sanitizer_run >"$logs/$tool.log" 2>&1
   status=$?
   ran=$(grep -E '^[0-9]+ cases ran' "$logs/$tool.log")
   summary=$(grep -E 'SUMMARY' "$logs/$tool.log" | tail -n 1 | sed 's/^=* *//')

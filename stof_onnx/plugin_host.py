@@ -117,6 +117,8 @@ def field_of(name: str, value: Any) -> Field:
     if isinstance(value, float):
         return Field(name, _FLOAT32, 1, np.float32(value).tobytes())
     numbers = np.atleast_1d(np.asarray(value))
+    if numbers.size == 0:
+        numbers = numbers.astype(np.int32)
     if numbers.dtype.kind not in "iu":
         raise TypeError(f"attribute {name!r} is {value!r:.60}")
     return Field(name, _INT32, numbers.size, numbers.astype(np.int32).tobytes())

@@ -57,12 +57,14 @@ struct MaskPlane {
 
   // The bits of a sub-tile that are inside the mask.
   __device__ __forceinline__ Word inside(int first_query, int first_key) const {
-    const int rows = larger(0, smaller(8, queries - first_query));
-    const int columns = larger(0, smaller(8, keys - first_key));
-    const Word row = (Word(1) << columns) - 1;
-    // A row's bits in each of the eight bytes; then the bytes beyond the last row away.
-    const Word word = row * 0x0101010101010101ull;
-    return rows == 8 ? word : word & ((Word(1) << (8 * rows)) - 1);
+    if (queries <= first_query || keys <= first_key) return 0;
+    const int rows = smaller(8, queries - first_query);
+    const int columns = smaller(8, keys - first_key);
+    // A row's bits in each of the eight bytes; then the bytes beyond the last row away. Shifts to
+    // the right need no special case for 8 rows (and CUDA 13.0's ptxas for sm_90 got the one that
+    // was here wrong, see docs/kernels.md).
+    const Word row = 0xffu >> (8 - columns);
+    return row * 0x0101010101010101ull & ~Word(0) >> (64 - 8 * rows);
   }
 
   // The bits of a sub-tile that are kept; 0 outside the mask.

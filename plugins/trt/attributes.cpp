@@ -53,7 +53,8 @@ bool fits(const AttributeSpec& spec, const PluginField& field) {
     case AttributeKind::kInt:
       return is_integer(field.type) && field.length == 1;
     case AttributeKind::kInts:
-      return is_integer(field.type) && field.length == spec.length;
+      return is_integer(field.type) &&
+             (field.length == spec.length || (spec.may_be_empty && field.length == 0));
     default:
       return field.type == usual_type(spec.kind) &&
              (spec.kind != AttributeKind::kFloat || field.length == 1);

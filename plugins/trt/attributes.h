@@ -26,7 +26,8 @@ enum class AttributeKind { kInt, kInts, kFloat, kString, kBytes };
 struct AttributeSpec {
   const char* name;
   AttributeKind kind;
-  std::int32_t length = 1;  // of kInts
+  std::int32_t length = 1;    // of kInts
+  bool may_be_empty = false;  // of kInts: no values at all mean the same as no attribute
 };
 
 using AttributeSpecs = std::vector<AttributeSpec>;

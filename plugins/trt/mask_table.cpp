@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "trt/expressions.h"
+#include "trt/shapes.h"
 
 namespace stof {
 
@@ -112,15 +113,13 @@ void MaskTable::write_output_shapes(const std::vector<DimsExprs>& inputs, DimsEx
 
 void MaskTable::check_shapes(const std::vector<Dimensions>& inputs,
                              const std::vector<Dimensions>& outputs) const {
-  const std::int64_t groups = size_at(inputs, size_axes_[0], size_axes_[1]) * num_heads_;
+  const std::int64_t groups = product(size_at(inputs, size_axes_[0], size_axes_[1]), num_heads_);
   const std::int64_t queries = size_at(inputs, size_axes_[2], size_axes_[3]);
   const std::int64_t keys = size_at(inputs, size_axes_[4], size_axes_[5]);
-  const std::int64_t rows = (queries + tile_[0] - 1) / tile_[0];
-  const std::int64_t columns = (keys + tile_[1] - 1) / tile_[1];
-  const std::vector<Dimensions> wanted = {{groups, rows, 2},
-                                          {groups, rows, columns},
-                                          {groups, rows, columns, tile_[0] * tile_[1] / 32}};
-  if (outputs != wanted) throw AttributeError("the outputs' shapes aren't those of the mask");
+  const auto wanted = table_shapes(groups, queries, keys, tile_[0], tile_[1]);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    require_shape(kTableTensors[i], outputs.at(i), wanted[i]);
+  }
 }
 
 }  // namespace stof

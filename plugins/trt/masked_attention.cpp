@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "trt/expressions.h"
+#include "trt/shapes.h"
 
 namespace stof {
 
@@ -47,11 +48,22 @@ void check_numbers(const Attributes& attributes) {
   read_float_type(attributes, "score_dtype");
 }
 
+void check_table(const std::vector<std::int64_t>& table) {
+  const auto is_tile = [](std::int64_t size) { return size >= 8 && size % 8 == 0; };
+  const auto is_flag = [](std::int64_t value) { return value == 0 || value == 1; };
+  if (is_tile(table[0]) && is_tile(table[1]) && is_flag(table[2]) && is_flag(table[3])) return;
+  std::string values;
+  for (const std::int64_t value : table) values += " " + std::to_string(value);
+  throw AttributeError("table is" + values +
+                       ", wanted [tile_q, tile_k, 0 or 1, 0 or 1] with tiles of multiples of 8");
+}
+
 // The plan's types, which the format combinations follow, against the attributes.
 void check_plan_types(const Node& node) {
   const Plan& plan = *node.plan;
   const auto wanted = static_cast<std::uint32_t>(read_float_type(node.attributes, "dtype"));
-  const std::uint32_t fewest = node.attributes.has("table") ? 6 : 3;
+  const bool has_table = node.attributes.has("table") && !node.attributes.integers("table").empty();
+  const std::uint32_t fewest = has_table ? 6 : 3;
   if (plan.inputs < fewest || plan.outputs != 1) {
     throw PlanError("its plan has " + std::to_string(plan.inputs) + " inputs and " +
                     std::to_string(plan.outputs) + " outputs; wanted " + std::to_string(fewest) +
@@ -81,7 +93,7 @@ const AttributeSpecs& MaskedAttention::attribute_specs() {
       {"key_head_stride", AttributeKind::kInt},  {"value_head_stride", AttributeKind::kInt},
       {"output_layout", AttributeKind::kString}, {"output_rank", AttributeKind::kInt},
       {"mask", AttributeKind::kString},          {"score_dtype", AttributeKind::kString},
-      {"dtype", AttributeKind::kString},         {"table", AttributeKind::kInts, 4},
+      {"dtype", AttributeKind::kString},         {"table", AttributeKind::kInts, 4, true},
       {"plan", AttributeKind::kBytes},
   };
   return specs;
@@ -108,10 +120,7 @@ MaskedAttention::Shape::Shape(const Attributes& attributes)
     throw AttributeError("output_rank is " + std::to_string(output_rank) +
                          ", wanted 4, or 3 with the layout BSHD");
   }
-  if (!table.empty() && (table[0] < 8 || table[0] % 8 != 0 || table[1] < 8 || table[1] % 8 != 0)) {
-    throw AttributeError("table has tiles of " + std::to_string(table[0]) + " x " +
-                         std::to_string(table[1]) + ", wanted multiples of 8");
-  }
+  if (!table.empty()) check_table(table);
 }
 
 MaskedAttention::MaskedAttention(const std::string& node_name, Attributes attributes)
@@ -145,7 +154,7 @@ void MaskedAttention::write_output_shapes(const std::vector<nvinfer1::DimsExprs>
   const auto* const heads = constant(builder, shape_.num_heads);
   const auto* const width = constant(builder, shape_.value_head_dim);
   if (shape_.output_rank == 3) {
-    const auto* const row = constant(builder, shape_.num_heads * shape_.value_head_dim);
+    const auto* const row = constant(builder, product(shape_.num_heads, shape_.value_head_dim));
     set_shape(outputs[0], {batch, queries, row});
   } else if (shape_.output_layout == Layout::kBshd) {
     set_shape(outputs[0], {batch, queries, heads, width});
@@ -156,54 +165,39 @@ void MaskedAttention::write_output_shapes(const std::vector<nvinfer1::DimsExprs>
 
 void MaskedAttention::check_shapes(const std::vector<Dimensions>& inputs,
                                    const std::vector<Dimensions>& outputs) const {
-  const auto rank_fits = [this](const Dimensions& dims, std::size_t input) {
-    return shape_.input_layouts[input] == Layout::kBhsd ? dims.size() == 4 : dims.size() >= 3;
-  };
-  const auto length = [this](const Dimensions& dims, std::size_t input) {
-    return dims[shape_.input_layouts[input] == Layout::kBhsd ? 2 : 1];
-  };
+  const char* const names[] = {"query", "key", "value"};
   for (std::size_t i = 0; i < 3; ++i) {
-    if (!rank_fits(inputs.at(i), i)) throw AttributeError("query, key or value has a wrong rank");
+    const bool is_bhsd = shape_.input_layouts[i] == Layout::kBhsd;
+    if (is_bhsd ? inputs.at(i).size() != 4 : inputs.at(i).size() < 3) {
+      throw AttributeError(std::string(names[i]) + " has rank " + std::to_string(inputs[i].size()) +
+                           ", its layout wants " + (is_bhsd ? "4" : "3 or more"));
+    }
   }
-  if (inputs[1][0] != inputs[0][0] || inputs[2][0] != inputs[0][0]) {
-    throw AttributeError("query, key and value have batches of " + std::to_string(inputs[0][0]) +
-                         ", " + std::to_string(inputs[1][0]) + " and " +
-                         std::to_string(inputs[2][0]) + ", wanted the same");
+  const std::int64_t batch = inputs[0][0], queries = length_of(inputs, 0);
+  const std::int64_t keys = length_of(inputs, 1);
+  for (std::size_t i = 1; i < 3; ++i) {
+    require_shape(std::string("batch and length of ") + names[i],
+                  {inputs[i][0], length_of(inputs, i)}, {batch, keys});
   }
-  if (length(inputs[1], 1) != length(inputs[2], 2)) {
-    throw AttributeError("key and value have lengths of " + std::to_string(length(inputs[1], 1)) +
-                         " and " + std::to_string(length(inputs[2], 2)) + ", wanted the same");
-  }
-  const std::int64_t batch = inputs[0][0], queries = length(inputs[0], 0);
   const std::int64_t heads = shape_.num_heads, dim = shape_.value_head_dim;
-  const Dimensions wanted = shape_.output_rank == 3 ? Dimensions{batch, queries, heads * dim}
-                            : shape_.output_layout == Layout::kBshd
-                                ? Dimensions{batch, queries, heads, dim}
-                                : Dimensions{batch, heads, queries, dim};
-  if (outputs.at(0) != wanted) throw AttributeError("the output's shape isn't that of the query");
-  check_table(inputs);
+  const Dimensions wanted =
+      shape_.output_rank == 3                 ? Dimensions{batch, queries, product(heads, dim)}
+      : shape_.output_layout == Layout::kBshd ? Dimensions{batch, queries, heads, dim}
+                                              : Dimensions{batch, heads, queries, dim};
+  require_shape("the output", outputs.at(0), wanted);
+  if (shape_.table.empty()) return;
+  const std::int64_t groups =
+      product(shape_.table[2] != 0 ? batch : 1, shape_.table[3] != 0 ? heads : 1);
+  const auto tables = table_shapes(groups, queries, keys, shape_.table[0], shape_.table[1]);
+  // The table is the last three inputs; kernels find their tiles by these shapes.
+  for (std::size_t i = 0; i < 3; ++i) {
+    require_shape(kTableTensors[i], inputs[inputs.size() - 3 + i], tables[i]);
+  }
 }
 
-// The table is the last three inputs; kernels find their tiles by these shapes.
-void MaskedAttention::check_table(const std::vector<Dimensions>& inputs) const {
-  if (shape_.table.empty()) return;
-  const std::int64_t queries = inputs[0][shape_.input_layouts[0] == Layout::kBhsd ? 2 : 1];
-  const std::int64_t keys = inputs[1][shape_.input_layouts[1] == Layout::kBhsd ? 2 : 1];
-  const std::int64_t groups =
-      (shape_.table[2] != 0 ? inputs[0][0] : 1) * (shape_.table[3] != 0 ? shape_.num_heads : 1);
-  const std::int64_t tile_q = shape_.table[0], tile_k = shape_.table[1];
-  const std::int64_t rows = (queries + tile_q - 1) / tile_q;
-  const std::int64_t columns = (keys + tile_k - 1) / tile_k;
-  const std::size_t first = inputs.size() - 3;
-  const std::vector<Dimensions> table(inputs.begin() + static_cast<std::ptrdiff_t>(first),
-                                      inputs.end());
-  const std::vector<Dimensions> wanted = {
-      {groups, rows, 2}, {groups, rows, columns}, {groups, rows, columns, tile_q * tile_k / 32}};
-  if (table != wanted) {
-    throw AttributeError("the mask table's shapes aren't those of a mask of " +
-                         std::to_string(queries) + " queries and " + std::to_string(keys) +
-                         " keys in " + std::to_string(groups) + " groups");
-  }
+std::int64_t MaskedAttention::length_of(const std::vector<Dimensions>& inputs,
+                                        std::size_t input) const {
+  return inputs[input][shape_.input_layouts[input] == Layout::kBhsd ? 2 : 1];
 }
 
 }  // namespace stof

@@ -44,7 +44,8 @@ class MaskedAttention final : public PluginBase {
 
   explicit MaskedAttention(std::shared_ptr<const Node> shared);
 
-  void check_table(const std::vector<Dimensions>& inputs) const;
+  // Queries of input 0, keys of 1 and 2.
+  std::int64_t length_of(const std::vector<Dimensions>& inputs, std::size_t input) const;
   static Layout read_layout(const Attributes& attributes, const char* name);
 
   const Shape shape_;

@@ -22,7 +22,7 @@ HERE = "STOF_CONFORMANCE_HERE"
 """Set where the tests run."""
 REPORTS = "STOF_CONFORMANCE_REPORTS"
 """File that the other process writes its reports to."""
-_TIMEOUT_SECONDS = 600
+_TIMEOUT_SECONDS = 300
 
 # Without the first entry of sys.path, the working directory: it is there only where it was here.
 _CHILD = "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
@@ -67,20 +67,21 @@ class Outcomes:
         options = ["-m", "", "-p", "no:cacheprovider", "--rootdir", str(config.rootpath)]
         environment = {**os.environ, HERE: "1", REPORTS: str(results)}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, "-q", *options, f"@{selection}"],
-            cwd=config.invocation_params.dir,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-        )
+        command = [sys.executable, "-c", _CHILD, "-q", *options, f"@{selection}"]
+        with (directory / "output").open("w+") as output:
+            process = subprocess.Popen(
+                command, cwd=config.rootpath, env=environment, stdout=output, stderr=output
+            )
+            try:
+                ended = f"ended with {process.wait(_TIMEOUT_SECONDS)}"
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                ended = f"took more than {_TIMEOUT_SECONDS} s"
+        text = (directory / "output").read_text(errors="replace")
         self._failure = (
-            f"the process of the conformance tests ended with {done.returncode} before or in "
-            f"this test; its output ended in:\n{done.stdout[-4000:]}"
+            f"the process of the conformance tests {ended} before or in this test; "
+            f"its output ended in:\n{text[-4000:]}"
         )
         for line in results.read_text().splitlines():
             data: dict[str, Any] = json.loads(line)

@@ -11,7 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from stof_onnx.ir.operators.masked_attention import OP_TYPE, node_attributes
+from stof_onnx.ir.operators.masked_attention import (
+    OP_TYPE,
+    MaskedAttention,
+    node_attributes,
+)
 from stof_onnx.ir.operators.registry import DOMAIN
 from tests.ir.attention_cases import Array
 
@@ -49,7 +53,7 @@ def test_nodes_compute_what_their_expansion_does(name: str) -> None:
     assert any(node.op_type == OP_TYPE for node in nodes)
     expanded = expand_model(model)
     for sizes in SIZES:
-        feeds = _feeds(model, sizes)
+        feeds = _feeds(model, sizes, with_empty_rows=not _round_scores(nodes))
         _check_nodes(nodes, _tensors(model, expanded, nodes, feeds))
 
 
@@ -73,7 +77,23 @@ def _check_nodes(nodes: list[onnx.NodeProto], tensors: dict[str, Array]) -> None
             )
 
 
-def _feeds(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Array]:
+def _round_scores(nodes: list[onnx.NodeProto]) -> bool:
+    """Whether a row without keys yields the softmax of scores that float16 has rounded.
+
+    ONNX Runtime adds float16 numbers as float32 on a CPU and keeps them so, which makes such a
+    row another one; tests/gpu/test_masked_attention.py covers the rounding.
+    """
+    records = (
+        MaskedAttention.from_attributes(node_attributes(node), node.name)
+        for node in nodes
+        if node.op_type == OP_TYPE
+    )
+    return any(record.mask.empty_row(record.score_dtype) == "softmax" for record in records)
+
+
+def _feeds(
+    model: onnx.ModelProto, sizes: Mapping[str, int], *, with_empty_rows: bool
+) -> dict[str, Array]:
     """Ids, masks whose rows are padded right, left and wholly, and normal numbers."""
     rng = np.random.default_rng(7)
     feeds = {}
@@ -86,7 +106,8 @@ def _feeds(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Array]
             mask = np.ones(shape, np.int64)
             mask[0, shape[1] * 2 // 3 :] = 0
             mask[1, : shape[1] // 3] = 0
-            mask[2:] = 0
+            if with_empty_rows:
+                mask[2:] = 0
             feeds[value.name] = mask
         else:
             feeds[value.name] = rng.integers(1, 100, shape)
