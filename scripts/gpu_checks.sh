@@ -4,7 +4,7 @@
 #   scripts/gpu_checks.sh [LIBRARY]
 #
 # LIBRARY is a built libstof_plugins.so, for a source tree that isn't installed; without it the
-# installed one is used. PYTHON names the interpreter, PYTEST_ARGUMENTS more options of pytest.
+# installed one is used. Errors beside PyTorch's go to LOGS/accuracy.json. PYTHON names the interpreter, PYTEST_ARGUMENTS more options of pytest.
 # Needs an NVIDIA GPU and PyTorch; nothing is built but kernels. Prints one line a check, keeps
 # logs in the directory LOGS (by default a temporary one), and fails if a check did.
 set -u
@@ -41,6 +41,9 @@ report() {
   fi
 }
 
+STOF_GPU_RESULTS=$logs/accuracy.json
+STOF_COMMIT=${STOF_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
+export STOF_GPU_RESULTS STOF_COMMIT
 # shellcheck disable=SC2086 # several options
 "$python" -m pytest -q -m gpu tests/gpu ${PYTEST_ARGUMENTS:-} >"$logs/pytest.log" 2>&1
 status=$?

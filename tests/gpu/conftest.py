@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,28 +67,58 @@ def measurements(request: pytest.FixtureRequest) -> Measurements:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    results = config.stash[_RESULTS]
-    if not results:
+    rows = _summary(config.stash[_RESULTS])
+    if not rows:
         return
     terminalreporter.section("error of the plugin / error of PyTorch, both against float64")
+    line = "{:<9} {:>5}  {:<7}  {:>9} {:>9} {:>7} {:>7}  {}".format
+    head = ("dtype", "cases", "error", "plugin", "PyTorch", "ratio", "limit", "worst case")
+    terminalreporter.write_line(line(*head))
+    for row in rows:
+        numbers = (f"{row['ours']:.2e}", f"{row['pytorch']:.2e}", f"{row['ratio']:.2f}")
+        names = (row["dtype"], row["cases"], row["error"])
+        terminalreporter.write_line(line(*names, *numbers, f"{row['used']:.0%}", row["case"]))
+    if "STOF_GPU_RESULTS" in os.environ:
+        facts = {**_environment(), "rows": rows}
+        Path(os.environ["STOF_GPU_RESULTS"]).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _summary(results: list[tuple[Case, Any]]) -> list[dict[str, Any]]:
+    """For each type the case that uses most of what is allowed."""
     groups = defaultdict(list)
     for case, comparison in results:
         groups[case.config.dtype].append((case, comparison))
-    line = "{:<9} {:>5}  {:<4}  {:>9} {:>9} {:>7} {:>7}  {}".format
-    head = ("dtype", "cases", "", "plugin", "PyTorch", "ratio", "limit", "worst case")
-    terminalreporter.write_line(line(*head))
+    rows = []
     for dtype, entries in groups.items():
         for index, name in enumerate(("maximum", "mean")):
             case, worst = max(entries, key=lambda entry: entry[1].used[index])
-            terminalreporter.write_line(
-                line(
-                    dtype,
-                    len(entries),
-                    name[:4],
-                    f"{getattr(worst.ours, name):.2e}",
-                    f"{getattr(worst.pytorch, name):.2e}",
-                    f"{worst.ratio[index]:.2f}",
-                    f"{worst.used[index]:.0%}",
-                    case,
-                )
+            rows.append(
+                {
+                    "dtype": dtype,
+                    "cases": len(entries),
+                    "error": name,
+                    "ours": float(getattr(worst.ours, name)),
+                    "pytorch": float(getattr(worst.pytorch, name)),
+                    "ratio": float(worst.ratio[index]),
+                    "used": float(worst.used[index]),
+                    "case": str(case),
+                }
             )
+    return rows
+
+
+def _environment() -> dict[str, str]:
+    """What the numbers depend on."""
+    import torch
+
+    from stof_onnx.gpu_detect import survey_gpus
+    from stof_onnx.jit.nvrtc import find_nvrtc
+
+    return {
+        "device": torch.cuda.get_device_name(),
+        "driver_cuda": survey_gpus().cuda_version,
+        "torch": torch.__version__,
+        "compiler": find_nvrtc().compiler,
+        "commit": os.environ.get("STOF_COMMIT", ""),
+        "command": "scripts/gpu_checks.sh",
+    }
