@@ -1,6 +1,7 @@
 """Times the attention kernels for the log in docs/kernels.md, beside PyTorch's own.
 
     python benchmarks/attention_log.py [--quick] [--json FILE]
+    python benchmarks/attention_log.py --table FILE.json    (the Markdown table of a result)
 
 Each cell runs StofMaskedAttention through the plugin library, and scaled_dot_product_attention with
 the same mask: as a dense tensor, or, for the full and causal masks, without one. Both are compared
@@ -282,12 +283,42 @@ def measure(name: str, shape: tuple[int, int, int, int], mask: Mask, plan: Plan)
     }
 
 
+def markdown(facts: dict[str, Any]) -> str:
+    """A result as a Markdown table."""
+    keys = ("device", "driver_cuda", "torch", "compiler", "commit", "command")
+    lines = [", ".join(f"{key} {facts[key]}" for key in keys) + ". Times in microseconds.", ""]
+    lines += [
+        "| mask | (B, H, S, D) | density | ours | SDPA | SDPA / ours | floor | error | SDPA's |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in facts["rows"]:
+        ours, peer = row["ours_us"], row["sdpa_us"]
+        cells = (
+            row["mask"],
+            tuple(row["shape"]),
+            f"{row['density']:.3f}",
+            ours,
+            peer,
+            "-" if ours is None else f"{peer / ours:.2f}",
+            row["floor_us"],
+            f"{row['max_err']:.1e}",
+            f"{row['sdpa_max_err']:.1e}",
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Measure every cell and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="leave the longest sequence out")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--table", metavar="FILE", help="print a result as Markdown, measure none")
     arguments = parser.parse_args()
+    if arguments.table:
+        text = markdown(json.loads(Path(arguments.table).read_text(encoding="utf-8")))
+        print(text)  # noqa: T201
+        return 0
     shapes = SHAPES if arguments.quick else (*SHAPES, LONG)
     masks = {(n, s): make_mask(n, s[0], s[2]) for s in shapes for n in MASKS}
     major, minor = torch.cuda.get_device_capability()
