@@ -81,8 +81,9 @@ def test_library_has_the_version_of_the_package(library):
     assert plugin_library.version() == stof_onnx.__version__
 
 
-def test_library_has_no_plugins_yet(library):
-    assert plugin_library.plugin_count() == 0
+def test_library_has_both_plugins(library):
+    assert plugin_library.plugin_count() == 2
+    assert plugin_library.autoload_path().parent.samefile(library.parent)
 
 
 def test_library_is_found_from_a_source_tree(library, monkeypatch):

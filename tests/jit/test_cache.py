@@ -13,7 +13,7 @@ from stof_onnx.jit.cache import KernelCache, default_directory
 from stof_onnx.jit.compile import compile_kernels
 from stof_onnx.jit.entry import DamagedEntryError, decode, encode
 from stof_onnx.jit.errors import CacheWarning
-from tests.jit.kernels import made_up_kernel, scale_job
+from tests.jit.kernels import IMPORT_PATH, made_up_kernel, scale_job
 
 KERNEL = made_up_kernel()
 PTX = replace(KERNEL, kind="ptx", resources=None)
@@ -215,7 +215,7 @@ for i in range(300):
 
 
 def test_readers_see_whole_entries_while_processes_write(tmp_path):
-    code = WRITER.format(path=sys.path, directory=str(tmp_path))
+    code = WRITER.format(path=IMPORT_PATH, directory=str(tmp_path))
     writers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     cache = KernelCache(tmp_path)
     found = 0

@@ -14,7 +14,7 @@ from stof_onnx.jit.compile import compile_kernels
 from stof_onnx.jit.errors import CompileError
 from stof_onnx.jit.job import CompileJob
 from stof_onnx.jit.nvrtc import InstalledNvrtc, find_nvrtc
-from tests.jit.kernels import MMA, SHARED, SPILLING, scale_job
+from tests.jit.kernels import IMPORT_PATH, MMA, SHARED, SPILLING, scale_job
 from tests.jit.sass import opcode_counts, registers_and_frame, shared_bytes
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
@@ -216,7 +216,7 @@ def test_a_script_needs_no_main_guard(tmp_path):
     script.write_text(
         textwrap.dedent(f"""
         import sys
-        sys.path[:0] = {sys.path!r}
+        sys.path[:] = {IMPORT_PATH!r}
         print("started")
         from stof_onnx.jit.compile import compile_kernels
         from tests.jit.kernels import scale_job

@@ -16,7 +16,7 @@ from stof_onnx.jit import pool
 from stof_onnx.jit.compile import compile_kernels
 from stof_onnx.jit.errors import WorkerError
 from stof_onnx.jit.nvrtc import find_nvrtc
-from tests.jit.kernels import scale_job
+from tests.jit.kernels import IMPORT_PATH, scale_job
 
 # What a worker that reads its first job, and then does what follows, begins with.
 READ_A_JOB = """
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_the_workers(tmp_path):
     )
     script = f"""
 import sys
-sys.path[:] = {sys.path!r}
+sys.path[:] = {IMPORT_PATH!r}
 from stof_onnx.jit import pool
 from stof_onnx.jit.compile import compile_kernels
 from tests.jit.kernels import scale_job
