@@ -58,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
         "--backend",
         choices=_BACKENDS,
         help="what builds: tensorrt, or tensorrt-rtx, which builds the expanded model (no"
-        " plugins) and needs no GPU (default: the first that is installed)",
+        " plugins) and needs no GPU (default: tensorrt)",
     )
     parser.add_argument(
         "--tf32",

@@ -27,21 +27,24 @@ def choose_backend(name: str | None) -> Backend:
     """The backend to use.
 
     Args:
-        name: "tensorrt" or "tensorrt-rtx"; None for the first of them that is installed.
+        name: "tensorrt" or "tensorrt-rtx"; None for "tensorrt". The other has no plugins, so
+            its engines are never what somebody gets who didn't ask for them.
 
     Raises:
         InputError: there is no backend of that name.
         MissingDependencyError: it isn't installed.
     """
     if name is None:
-        for backend in BACKENDS:
-            if module_name(backend) is not None:
-                return backend
+        if module_name("tensorrt") is not None:
+            return "tensorrt"
+        other = "--backend tensorrt-rtx"
+        if module_name("tensorrt-rtx") is None:
+            other += f" (`{_INSTALL['tensorrt-rtx']}`)"
         raise MissingDependencyError(
             "TensorRT is not installed",
-            next_step=f"run `{_INSTALL['tensorrt']}` (the extra stof-onnx[tensorrt]), or, for"
-            f" engines without plugins, `{_INSTALL['tensorrt-rtx']}`; --print-commands shows how"
-            " to build with a TensorRT elsewhere",
+            next_step=f"run `{_INSTALL['tensorrt']}` (the extra stof-onnx[tensorrt]); or, for an"
+            f" engine without stof-onnx's kernels, use {other}; --print-commands shows how to"
+            " build with a TensorRT elsewhere",
         )
     for backend in BACKENDS:
         if name == backend:

@@ -119,7 +119,7 @@ def build(
         max_shapes: largest shapes, likewise. Kinds that are left out are filled in from
             the others.
         backend: "tensorrt", with the plugin library; or "tensorrt-rtx", for the expanded
-            model; None for the first that is installed.
+            model; None for the former.
         tf32: let TensorRT compute float32 products in TF32.
         progress: is told that the build runs.
 

@@ -48,7 +48,7 @@ def installed(monkeypatch):
     [
         (["tensorrt", "tensorrt_rtx"], None, "tensorrt"),
         (["tensorrt"], None, "tensorrt"),
-        (["tensorrt_rtx_bindings"], None, "tensorrt-rtx"),
+        (["tensorrt_rtx_bindings"], "tensorrt-rtx", "tensorrt-rtx"),
         (["tensorrt", "tensorrt_rtx"], "tensorrt-rtx", "tensorrt-rtx"),
         (["tensorrt", "tensorrt_rtx"], "tensorrt", "tensorrt"),
     ],
@@ -62,6 +62,8 @@ def test_the_backend(installed, modules, asked, chosen):
     ("modules", "asked", "message"),
     [
         ([], None, "TensorRT is not installed; run `pip install tensorrt-cu13`"),
+        # An engine without our kernels has to be asked for.
+        (["tensorrt_rtx"], None, "TensorRT is not installed; .* use --backend tensorrt-rtx; "),
         (["tensorrt_rtx"], "tensorrt", "backend tensorrt is not installed; run `pip install ten"),
         (["tensorrt"], "tensorrt-rtx", "tensorrt-rtx is not installed; run `pip install ten"),
     ],
