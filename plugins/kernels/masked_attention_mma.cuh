@@ -12,11 +12,9 @@
 //           Ranges, bias(). Tiles that keep() calls empty are never loaded; full ones aren't
 //           masked.
 // Rows      without any kept key yield NaN, 0, the mean of all values, or the softmax of
-//           score + fill over all keys (docs/operators.md), by Config::kEmptyRow.
-// Method    one block a tile of queries, one warp 16 rows of it. The block classifies its key
-// tiles,
-//           then walks the list of those that aren't empty with an online softmax
-//           (FlashAttention-2).
+//           score + fill over all keys (docs/operators.md), by Config::kEmptyRow. 0 if Sk is 0.
+// Method    one block a tile of queries, one warp 16 rows of it. The block classifies its tiles of
+//           keys, then walks those that aren't empty with an online softmax (FlashAttention-2).
 // Shared    sizeof(SharedStorage<Config>), dynamic.
 // Config    Element, ScoreElement, kHeadDim, kValueDim, kTileQ, kTileK, kGroup, kCopyBytes of
 //           each tensor, kEmptyRow, kScale, kFill: see stof_onnx/templates/masked_attention_mma.py.
@@ -213,9 +211,24 @@ struct AttentionBlock {
     if constexpr (Config::kEmptyRow == EmptyRow::kMean || Config::kEmptyRow == EmptyRow::kSoftmax) {
       // Those rows once more, over all keys; the other rows see masked pairs only, which change
       // nothing.
+      if constexpr (kMixed) forget(rows, empty);
       if (__syncthreads_or(empty)) walk<true>(key_tiles, rows, empty);
     }
     store(rows);
+  }
+
+  // Back to the state before the first key.
+  static __device__ __forceinline__ void forget(Rows& rows, unsigned which) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (!(which >> r & 1)) continue;
+      rows.maximum[r] = -kInfinity;
+      rows.sum[r] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < Layout::kValueDim / 8; ++i) {
+        rows.output[i][2 * r] = rows.output[i][2 * r + 1] = 0.0f;
+      }
+    }
   }
 
   // Lists the tiles among the kThreads from `first` on that aren't empty, in ascending order.
@@ -317,7 +330,7 @@ struct AttentionBlock {
       value += bias;
       // A bias that hides is large; next to it the graph's own rounding decides what a row yields
       // whose keys are all hidden. Scores of visible pairs keep their precision.
-      if (bias < kRoundedBias) value = to_float(from_float<typename Config::ScoreElement>(value));
+      if (bias < kRoundedBias) value = rounded(value);
     }
     return value;
   }
@@ -361,23 +374,18 @@ struct AttentionBlock {
     }
   }
 
-  // Scores of rows without any kept key where the fill is a finite number.
+  // Scores of empty rows, where the fill is a finite number, as the graph has them.
   __device__ __forceinline__ void fill_scores(Scores& scores, int first_key, unsigned empty) {
+    Entry entry{};
+    if constexpr (kMixed) classify(first_key / kTileK, entry);  // for the tables' cursors
 #pragma unroll
     for (int j = 0; j < kTileK / 8; ++j) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const int key = first_key + column_of(j, c);
-        float value = 0.0f;
-        if constexpr (Config::kEmptyRow == EmptyRow::kSoftmax) {
-          using Score = typename Config::ScoreElement;
-          value = scores[j][c] * Config::kScale;
-          if constexpr (Mask::kHasBias) {
-            const int query = first_query + row_of(c);
-            value = to_float(from_float<Score>(value)) +
-                    mask.bias(Index(b), Index(h), Index(query), Index(key));
-          }
-          value = to_float(from_float<Score>(to_float(from_float<Score>(value)) + Config::kFill));
+        const int query = first_query + row_of(c), key = first_key + column_of(j, c);
+        float value = 0.0f;  // without a bias, and with a fill that swallows scores, all are equal
+        if constexpr (kMixed || Config::kEmptyRow == EmptyRow::kSoftmax) {
+          value = filled_score(scores[j][c], query, key, entry.cursors);
         }
         const bool counts = (empty >> (c / 2) & 1) && key < tensors.keys;
         scores[j][c] = counts ? value : -kInfinity;
@@ -385,15 +393,43 @@ struct AttentionBlock {
     }
   }
 
-  // Bit r: row r of this thread exists and has no kept key.
+  // The score of a pair in an empty row, rounded at every step as the graph rounds it.
+  __device__ __forceinline__ float filled_score(float product, int query, int key, int* cursors) {
+    float value = rounded(product * Config::kScale);
+    bool keep = false;
+    if constexpr (kMixed) {
+      const Index q = Index(query), k = Index(key);
+      value = rounded(value + mask.bias(Index(b), Index(h), q, k));
+      keep = mask.template keep<Index>(Index(b), Index(h), q, k, cursors);
+    }
+    if (keep) return value;
+    return Config::kFillIsAdded ? rounded(value + Config::kFill) : rounded(Config::kFill);
+  }
+
+  static __device__ __forceinline__ float rounded(float value) {
+    return to_float(from_float<typename Config::ScoreElement>(value));
+  }
+
+  // Where a bias hides every pair that is kept, those that aren't may weigh as much beside them:
+  // such a row is as good as empty. Without a bias only rows without a kept pair are.
+  static constexpr bool kMixed = Mask::kHasBias && (Config::kEmptyRow == EmptyRow::kMean ||
+                                                    Config::kEmptyRow == EmptyRow::kSoftmax);
+
+  static __device__ __forceinline__ float empty_below() {
+    if constexpr (kMixed) return Config::kEmptyBelow;
+    return -kInfinity;
+  }
+
+  // Bit r: row r of this thread exists and is empty.
   __device__ __forceinline__ unsigned empty_rows(const Rows& rows) const {
     unsigned empty = 0;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const bool exists = first_query + row_of(2 * r) < tensors.queries;
-      // The weight of a row's highest score is 1, so that only a row without any has the sum 0.
+      // A maximum leaves NaN out; a row of NaN has its sum to tell.
       const float total = row_sum(rows.sum[r]);
-      empty |= static_cast<unsigned>(exists && total == 0.0f) << r;
+      const bool found_none = rows.maximum[r] <= empty_below() && total == total;
+      empty |= static_cast<unsigned>(exists && found_none) << r;
     }
     return empty;
   }
@@ -406,7 +442,8 @@ struct AttentionBlock {
     for (int r = 0; r < 2; ++r) {
       const float total = row_sum(rows.sum[r]);
       // 0 / 0 is the NaN that a softmax over nothing yields.
-      const bool is_zero = Config::kNanToZero && !(total > 0.0f);
+      // Over no keys at all a matrix product is 0.
+      const bool is_zero = (Config::kNanToZero || tensors.keys == 0) && !(total > 0.0f);
       const float factor = is_zero ? 0.0f : 1.0f / total;
       Element* row = shared.queries + row_of(2 * r) * Layout::kValuePitch + threadIdx.x % 4 * 2;
 #pragma unroll

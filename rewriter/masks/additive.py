@@ -10,12 +10,7 @@ from dataclasses import dataclass
 
 from stof_onnx.ir.expr import Const, Expr, Op
 from stof_onnx.ir.expr.build import FALSE, TRUE, where
-
-# Largest magnitude of a score, by its float type, that the reading relies on: a fill
-# this far below it leaves a probability of exactly 0 (docs/operators.md, "Score bound").
-SCORE_BOUND = {"float32": 2.0**24, "bfloat16": 2.0**24, "float16": 2.0**14}
-_UNDERFLOW = 110.0
-
+from stof_onnx.ir.mask.program import SCORE_BOUND, UNDERFLOW
 
 @dataclass(frozen=True)
 class Additive:
@@ -28,7 +23,7 @@ class Additive:
 
 def hiding_threshold(score_dtype: str) -> float:
     """Score + any number up to this one has probability 0 beside any kept score."""
-    return -2.0 * SCORE_BOUND[score_dtype] - _UNDERFLOW
+    return -2.0 * SCORE_BOUND[score_dtype] - UNDERFLOW
 
 
 def hides(value: float, score_dtype: str) -> bool:

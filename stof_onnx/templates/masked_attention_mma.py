@@ -154,8 +154,12 @@ def source(node: AttentionNode, parameters: Parameters) -> str:
         "bool kNanToZero": "true" if record.mask.nan_to_zero else "false",
         "stof::EmptyRow kEmptyRow": f"stof::EmptyRow::{_EMPTY_ROWS[empty_row]}",
     }
-    if empty_row == "softmax":
+    is_mixed = record.mask.bias is not None and empty_row in ("mean", "softmax")
+    if empty_row == "softmax" or is_mixed:
         constants["float kFill"] = float_literal(record.mask.fill)
+        constants["bool kFillIsAdded"] = "true" if record.mask.fill_mode == "add" else "false"
+    if is_mixed:
+        constants["float kEmptyBelow"] = float_literal(record.mask.empty_below(record.score_dtype))
     config = "\n".join(f"  static constexpr {name} = {value};" for name, value in constants.items())
     tensors = ",\n      ".join(tensor.value for tensor in node.strided())
     return f"""\

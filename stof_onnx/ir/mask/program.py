@@ -41,6 +41,12 @@ VARIABLES: dict[str, Var] = {
     v.name: v for v in (BATCH, HEADS, QUERIES, KEYS, B_INDEX, H_INDEX, Q_INDEX, K_INDEX)
 }
 
+# Largest magnitude of a score, by its float type, that readings of masks rely on: a fill this far
+# below it leaves a probability of exactly 0 (docs/operators.md, "Score bound").
+SCORE_BOUND = {"float32": 2.0**24, "bfloat16": 2.0**24, "float16": 2.0**14}
+# The exponential of a difference below this is 0 in float32.
+UNDERFLOW = 110.0
+
 EmptyRow = Literal["nan", "zero", "mean", "softmax"]
 FillMode = Literal["add", "replace"]
 OperandKind = Literal["tensor", "block_table"]
@@ -113,6 +119,21 @@ class MaskProgram:
         if self.fill_mode == "replace" or swallows_scores(self.fill, score_dtype):
             return "mean"
         return "softmax"
+
+    def empty_below(self, score_dtype: str) -> float:
+        """Beside which scores the pairs that aren't kept weigh something.
+
+        Args:
+            score_dtype: as in :meth:`empty_row`.
+
+        Returns:
+            The number that the maximum of a row's kept scores, bias included, doesn't exceed if a
+            score that the fill was added to or written over can have a weight above 0: -inf for
+            an infinite fill. Only a bias that hides makes kept scores that low.
+        """
+        if overflows(self.fill, score_dtype):
+            return -math.inf
+        return self.fill + SCORE_BOUND[score_dtype] + UNDERFLOW
 
     def evaluate_keep(self, sizes: Mapping[str, int], sources: Mapping[str, Array]) -> Array:
         """Kept pairs as a bool array of shape [B, H, Sq, Sk] (axes of size 1 broadcast).
