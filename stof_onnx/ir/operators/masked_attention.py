@@ -6,7 +6,6 @@ definition. STOF paper, section 3 (unified multi-head attention).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -27,6 +26,7 @@ from stof_onnx.ir.operators.mask_table import OUTPUT_NAMES
 
 OP_TYPE = "StofMaskedAttention"
 TABLE_ARRAYS = len(ARRAY_NAMES)
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 Layout = Literal["BSHD", "BHSD"]
 
@@ -211,8 +211,8 @@ class MaskedAttention:
                 f"{self.head_dim} and {self.value_head_dim}",
                 "positive numbers, query heads a multiple of key heads",
             )
-        if not math.isfinite(self.scale):
-            raise MalformedNodeError(f"scale {self.scale}", "a finite number")
+        if not abs(self.scale) <= _LARGEST_FLOAT32:
+            raise MalformedNodeError(f"scale {self.scale}", "a finite float32 number")
         for name, dtype in (("score_dtype", self.score_dtype), ("dtype", self.dtype)):
             if dtype not in DTYPES:
                 raise MalformedNodeError(f"{name} {dtype!r}", f"one of {list(DTYPES)}")
