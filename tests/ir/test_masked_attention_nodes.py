@@ -103,7 +103,6 @@ def test_a_missing_attribute_is_named(name: str) -> None:
         ({"num_heads": [2, 2]}, "int() argument"),
         ({"scale": math.inf}, "scale inf; wanted a finite float32 number"),
         ({"scale": math.nan}, "scale nan; wanted a finite float32 number"),
-        ({"scale": 1e39}, r"scale 1e\+39; wanted a finite float32 number"),
         ({"score_dtype": "float8"}, "score_dtype 'float8'; wanted one of ['float32', "),
         ({"dtype": "int8"}, "dtype 'int8'; wanted one of ['float32', "),
         ({"mask": "{"}, "the mask attribute is not a mask program"),
