@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     )
     from stof_onnx.jit.cache import KernelCache
     from stof_onnx.progress import NullProgress, Progress, RichProgress
-    from stof_onnx.report import AttentionReport, KernelReport, MaskReport, Report
+    from stof_onnx.report import (
+        AttentionReport,
+        KernelReport,
+        MaskReport,
+        NodeReport,
+        OptimizedReport,
+        Report,
+        TableReport,
+    )
 
     __version__: str
 
@@ -41,13 +49,16 @@ __all__ = [
     "KernelReport",
     "MaskReport",
     "MissingDependencyError",
+    "NodeReport",
     "NullProgress",
+    "OptimizedReport",
     "OutputError",
     "Progress",
     "Report",
     "Result",
     "RichProgress",
     "StofError",
+    "TableReport",
     "__version__",
     "build",
     "check",
@@ -66,13 +77,16 @@ _HOME_OF = {
     "KernelReport": "stof_onnx.report",
     "MaskReport": "stof_onnx.report",
     "MissingDependencyError": "stof_onnx.ir.errors",
+    "NodeReport": "stof_onnx.report",
     "NullProgress": "stof_onnx.progress",
+    "OptimizedReport": "stof_onnx.report",
     "OutputError": "stof_onnx.ir.errors",
     "Progress": "stof_onnx.progress",
     "Report": "stof_onnx.report",
     "Result": "stof_onnx.api",
     "RichProgress": "stof_onnx.progress",
     "StofError": "stof_onnx.ir.errors",
+    "TableReport": "stof_onnx.report",
     "build": "stof_onnx.engine",
     "check": "stof_onnx.accuracy",
     "expand": "stof_onnx.api",

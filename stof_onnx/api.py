@@ -23,20 +23,20 @@ from stof_onnx.gpu_detect import detect_compute_capabilities
 from stof_onnx.ir.errors import CheckFailedError, InputError
 from stof_onnx.ir.operators import masked_attention
 from stof_onnx.ir.operators.registry import DOMAIN
-from stof_onnx.ir.plan import ATTRIBUTE, Plan, Variant, as_tensor, encode
-from stof_onnx.ir.target import Target, parse_targets
+from stof_onnx.ir.plan import ATTRIBUTE, Plan, as_tensor, encode
+from stof_onnx.ir.target import Target, no_gpus, parse_targets
 from stof_onnx.jit.cache import KernelCache
 from stof_onnx.model_io import check_output_path, load_model, save_model
 from stof_onnx.progress import NullProgress, Progress
-from stof_onnx.report import AttentionReport, KernelReport, MaskReport, Report
-from stof_onnx.rewriter.rewrite import FusedBlock, RefusedBlock, Rewrite, rewrite
+from stof_onnx.report.contents import read_contents
+from stof_onnx.report.entries import attention_entry, table_entry
+from stof_onnx.report.records import Kind, OptimizedReport, Report
+from stof_onnx.rewriter.rewrite import FusedBlock, Rewrite, rewrite
 from stof_onnx.templates.attention_node import AttentionNode
 from stof_onnx.templates.registry import Node
 from stof_onnx.templates.table_node import TableNode
 
 __all__ = ["Result", "build", "check", "expand", "inspect", "optimize"]
-
-_UNCHANGED = "nothing was fused: the result is the model as it was"
 
 ModelOrPath = ModelProto | str | os.PathLike[str]
 PathLike = str | os.PathLike[str]
@@ -71,7 +71,7 @@ def optimize(
     Args:
         model: the model or its path.
         output: where to write the optimized model; None to write nothing.
-        targets: GPUs to optimize for, e.g. ["sm_90"]; "auto" for this machine's.
+        targets: GPUs to compile kernels for, e.g. ["sm_90"]; "auto" for this machine's.
         input_shapes: shapes to check with, by input name.
         check: compare the result, expanded, with the original in ONNX Runtime.
         kernels: compile a kernel for each node and target; without them the result can be
@@ -88,11 +88,12 @@ def optimize(
     """
     progress = progress or NullProgress()
     seconds: dict[str, float] = {}
-    chosen = parse_targets(list(targets), detect_compute_capabilities)
+    chosen = parse_targets(targets, detect_compute_capabilities if kernels else no_gpus)
     if output is not None:
         check_output_path(output, [] if isinstance(model, ModelProto) else [model])
     with _timed(seconds, "load"):
-        original = _load_original(model)
+        original = _load(model)
+    _require_original(original, model)
     _require_shapes(original, input_shapes)
     with _timed(seconds, "rewrite"):
         done = _rewrite(original, progress, kernels=kernels)
@@ -107,10 +108,17 @@ def optimize(
     if output is not None:
         with _timed(seconds, "write"):
             save_model(done.model, output)
-    return Result(
-        done.model,
-        _report(model, done, targets=chosen, compared=compared, plans=plans, seconds=seconds),
+    report = _report(
+        model,
+        done,
+        kind="optimization",
+        targets=chosen if plans else (),
+        compared=compared,
+        plans=plans,
+        seconds=seconds,
+        notes=_notes(done, chosen, compared, plans, is_written=output is not None),
     )
+    return Result(done.model, report)
 
 
 def inspect(
@@ -118,8 +126,8 @@ def inspect(
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
-) -> Report:
-    """Say what :func:`optimize` would fuse or refuse, and why.
+) -> Report | OptimizedReport:
+    """Say what :func:`optimize` would fuse or refuse and why, or what it made.
 
     Args:
         model: the model or its path.
@@ -127,12 +135,20 @@ def inspect(
             symbolically in any case.
         progress: is told how far the work is.
 
+    Returns:
+        A Report of kind "original" of a model as it was exported; an OptimizedReport of one
+        that has stof nodes.
+
     Raises:
         InputError: the model or a shape can't be used.
+        MalformedNodeError: a stof node breaks its specification, or its plan is damaged.
     """
-    original = _load_original(model)
-    _require_shapes(original, input_shapes)
-    return _report(model, _rewrite(original, progress or NullProgress()))
+    loaded = _load(model)
+    _require_shapes(loaded, input_shapes)
+    if _is_optimized(loaded):
+        return read_contents(loaded, _name(model))
+    done = _rewrite(loaded, progress or NullProgress())
+    return _report(model, done, kind="original", notes=done.notes)
 
 
 def expand(model: ModelOrPath, output: PathLike | None = None) -> ModelProto:
@@ -159,15 +175,17 @@ def _load(model: ModelOrPath) -> ModelProto:
     return model if isinstance(model, ModelProto) else load_model(model)
 
 
-def _load_original(model: ModelOrPath) -> ModelProto:
-    loaded = _load(model)
-    if any(node.domain == DOMAIN for node in loaded.graph.node):
+def _is_optimized(model: ModelProto) -> bool:
+    return any(node.domain == DOMAIN for node in model.graph.node)
+
+
+def _require_original(loaded: ModelProto, model: ModelOrPath) -> None:
+    if _is_optimized(loaded):
         raise InputError(
             f"{_name(model)} already contains stof nodes",
             "a model as it was exported",
             "use the original, or `stof-onnx expand` it first",
         )
-    return loaded
 
 
 def _require_shapes(model: ModelProto, input_shapes: Mapping[str, Sequence[int]] | None) -> None:
@@ -239,70 +257,65 @@ def _require_equal(
     )
 
 
+def _notes(
+    done: Rewrite,
+    targets: Sequence[Target],
+    compared: CheckResult | None,
+    plans: Mapping[str, Plan],
+    *,
+    is_written: bool,
+) -> tuple[str, ...]:
+    """The rewriter's notes, and what the result can't do or wasn't put to."""
+    if not any(isinstance(block, FusedBlock) for block in done.blocks):
+        what = "a copy of the model was written" if is_written else "the result is the model itself"
+        return (*done.notes, f"nothing was fused: {what}")
+    notes = list(done.notes)
+    if compared is None:
+        notes.append("the result was not compared with the original")
+    if not plans:
+        notes.append("no kernels were compiled: the result can be checked and expanded, not run")
+    elif any(target.is_portable for target in targets):
+        notes.append(_portable_note(next(iter(plans.values()))))
+    return tuple(notes)
+
+
+def _portable_note(plan: Plan) -> str:
+    # "NVRTC 13.0.88": the driver has to know the PTX of its first two numbers.
+    compiler = plan.producer.rsplit(", ", 1)[-1]
+    version = ".".join(compiler.removeprefix("NVRTC ").split(".")[:2])
+    return (
+        f"portable PTX of NVRTC {version} is compiled by the driver when the engine is loaded,"
+        f" which takes a driver for CUDA {version} or newer; name the GPU with --target to avoid"
+        " both"
+    )
+
+
 def _report(
     model: ModelOrPath,
     done: Rewrite,
     *,
+    kind: Kind,
     targets: Sequence[Target] = (),
     compared: CheckResult | None = None,
     plans: Mapping[str, Plan] | None = None,
     seconds: Mapping[str, float] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Report:
+    plans = plans or {}
     return Report(
         model=_name(model),
-        attention=tuple(_entry(block, plans or {}) for block in done.blocks),
+        attention=tuple(
+            attention_entry(
+                block, kind, plans.get(block.node) if isinstance(block, FusedBlock) else None
+            )
+            for block in done.blocks
+        ),
         nodes_before=done.nodes_before,
         nodes_after=done.nodes_after,
+        kind=kind,
+        tables=tuple(table_entry(table, plans.get(table.node)) for table in done.tables),
         targets=tuple(target.name for target in targets),
-        notes=done.notes if done.nodes_after != done.nodes_before else (*done.notes, _UNCHANGED),
+        notes=notes,
         check=None if compared is None else compared.to_json(),
         seconds=dict(seconds or {}),
-    )
-
-
-def _entry(block: FusedBlock | RefusedBlock, plans: Mapping[str, Plan]) -> AttentionReport:
-    if isinstance(block, RefusedBlock):
-        return AttentionReport(
-            name=block.name,
-            status="refused",
-            reason=block.reason,
-            num_heads=block.num_heads,
-            head_dim=block.head_dim,
-        )
-    node = block.attributes
-    layouts = " ".join(layout.order for layout in (node.query, node.key, node.value))
-    mask = MaskReport(
-        kind=block.kind.name,
-        parameters=block.kind.parameters,
-        expression=node.mask.to_text(),
-        empty_row=node.mask.empty_row(node.score_dtype),
-        proof=block.proof,
-    )
-    return AttentionReport(
-        name=block.block.name,
-        status="fused",
-        reason=f"{block.block.nodes} nodes became one",
-        mask=mask,
-        num_heads=node.num_heads,
-        kv_num_heads=node.kv_num_heads,
-        head_dim=node.head_dim,
-        query_shape=block.query_shape,
-        key_shape=block.key_shape,
-        layout=f"{layouts} -> {node.output}",
-        nodes_replaced=block.block.nodes,
-        kernels=tuple(_kernel(v) for v in plans[block.node].variants) if plans else (),
-    )
-
-
-def _kernel(variant: Variant) -> KernelReport:
-    """The kernel of a variant's last bucket, which runs any shape."""
-    launch = variant.buckets[-1].launches[-1]
-    kernel = launch.kernel
-    return KernelReport(
-        target=variant.target,
-        template=kernel.template,
-        tactic=dict(variant.buckets[-1].tactic),
-        registers=kernel.registers,
-        shared_bytes=kernel.static_shared + kernel.max_dynamic_shared,
-        image_bytes=len(kernel.image),
     )

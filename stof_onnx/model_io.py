@@ -10,6 +10,7 @@ complete new one, never a torn one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
@@ -72,6 +73,7 @@ def load_model(path: PathLike) -> ModelProto:
     """
     file = Path(path)
     model = _parse(file)
+    _require_unicode(file)
     _require_graph(model, file)
     _require_opset(model, file)
     _require_external_data(model, file)
@@ -90,7 +92,28 @@ def load_model(path: PathLike) -> ModelProto:
     return model
 
 
+def _require_unicode(file: Path) -> None:
+    """ONNX's C++ code, which opens the file again, takes paths as UTF-8 whatever the locale."""
+    try:
+        same = str(file).encode() == os.fsencode(file)
+    except UnicodeEncodeError:
+        same = False
+    if not same:
+        raise InputError(
+            f"path '{file}' is not UTF-8 text in this locale",
+            "a path that ONNX can open",
+            "set LC_ALL=C.UTF-8, or rename the file",
+        )
+
+
 def _read_bytes(file: Path) -> bytes:
+    try:
+        return _read_regular(file)
+    except OSError as error:
+        raise InputError(f"'{file}' can't be read: {error.strerror}", "an ONNX file") from error
+
+
+def _read_regular(file: Path) -> bytes:
     if file.is_dir():
         raise InputError(f"'{file}' is a directory", "an ONNX file")
     if not file.exists():
@@ -104,10 +127,7 @@ def _read_bytes(file: Path) -> bytes:
             "an ONNX file whose weights are external data",
             "export it again with external data",
         )
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"'{file}' can't be read: {error.strerror}", "an ONNX file") from error
+    return file.read_bytes()
 
 
 def _parse(file: Path) -> ModelProto:
@@ -303,15 +323,24 @@ def _data_file(target: Path) -> Path:
 
 
 def _require_writable(target: Path) -> None:
-    if target.is_dir():
-        raise OutputError(f"output '{target}' is a directory", "a file name")
+    try:
+        mode = target.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OutputError(
+                f"the name of output '{target}' is too long for its file system", "a shorter one"
+            ) from error
+    else:
+        if stat.S_ISDIR(mode):
+            raise OutputError(f"output '{target}' is a directory", "a file name")
+        # Of a pipe behind /dev/stdout, too, whose resolved path names nothing.
+        if not stat.S_ISREG(mode):
+            raise OutputError(f"output '{target}' is not a regular file", "a file name")
     real = Path(os.path.realpath(target))
     if not real.parent.is_dir():
         raise OutputError(
             f"directory '{real.parent}' does not exist", next_step="create it, or name another"
         )
-    if real.exists() and not real.is_file():
-        raise OutputError(f"output '{target}' is not a regular file", "a file name")
     if real.exists() and not os.access(real, os.W_OK):
         raise OutputError(f"output '{target}' is write-protected", "a writable file")
     try:
@@ -379,10 +408,11 @@ def _stored_bytes(tensor: TensorProto) -> int:
 def _temporary(target: Path, cleanup: contextlib.ExitStack) -> Path:
     """A new empty file beside ``target``, removed by ``cleanup`` unless renamed away.
 
+    Its name is a short one, as a file system may have no room for the target's and more.
     Its permissions are those of the file that it is going to replace, or the ones
     that a plain ``open`` would give: ``mkstemp`` alone makes files private.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=".stof-onnx.", suffix=".tmp", dir=target.parent)
     os.close(handle)
     file = Path(name)
     cleanup.callback(file.unlink, missing_ok=True)

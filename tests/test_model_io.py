@@ -156,6 +156,14 @@ def test_external_data_outside_of_the_folder_is_refused(tmp_path):
         load_model(tmp_path / "inner" / "model.onnx")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "\udcff.onnx"])
+def test_names_that_cannot_be_opened_are_refused(tmp_path, name):
+    if len(name) < 100:
+        (tmp_path / name).write_bytes(make_model().SerializeToString())
+    with pytest.raises(InputError, match=r"File name too long|not UTF-8 .* set LC_ALL=C.UTF-8"):
+        load_model(tmp_path / name)
+
+
 def test_unreadable_file_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     save_model(make_model(), path)
@@ -284,6 +292,14 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+@pytest.mark.parametrize("embed_limit", [0, 2**20])
+def test_a_name_that_just_fits_is_written(tmp_path, embed_limit):
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    path = tmp_path / ("x" * (longest - len(".data")))
+    save_model(make_model(), path, embed_limit=embed_limit)
+    assert load_model(path) == make_model()
+
+
 def test_symbolic_link_is_followed_not_replaced(tmp_path):
     (tmp_path / "real").mkdir()
     target = tmp_path / "real" / "model.onnx"
@@ -303,6 +319,8 @@ BAD_OUTPUTS = {
     "file as directory": ("model.onnx/x.onnx", "does not exist"),
     "device": ("/dev/null", "is not a regular file"),
     "not writable": ("/proc/model.onnx", "can't be written"),
+    "long name": ("x" * 300, "is too long for its file system"),
+    "link to a pipe": ("pipe", "is not a regular file"),
 }
 
 
@@ -313,8 +331,10 @@ BAD_OUTPUTS = {
 def test_bad_output_is_refused(tmp_path, output, message, write):
     external(tmp_path)
     (tmp_path / "folder").mkdir()
+    reader, writer = os.pipe()
+    (tmp_path / "pipe").symlink_to(f"/proc/self/fd/{writer}")
     before = files(tmp_path)
-    with pytest.raises(OutputError) as caught:
+    with pytest.raises(OutputError) as caught, os.fdopen(reader), os.fdopen(writer):
         write(tmp_path / output)
     assert message in str(caught.value)
     assert files(tmp_path) == before

@@ -12,6 +12,7 @@ from stof_onnx.ir.expr import Const, Expr, Op
 from stof_onnx.ir.expr.build import FALSE, TRUE, where
 from stof_onnx.ir.mask.program import SCORE_BOUND, UNDERFLOW
 
+
 @dataclass(frozen=True)
 class Additive:
     """keep where nothing hides, the bias there (None for 0), and the hiding numbers."""

@@ -22,6 +22,7 @@ from stof_onnx.accuracy.result import CheckResult, FeedResult
 from stof_onnx.accuracy.session import Arrays, RefusedError, Session, open_session
 from stof_onnx.accuracy.tolerance import Rules, judge
 from stof_onnx.ir.errors import CheckFailedError, InputError
+from stof_onnx.ir.operators.registry import DOMAIN
 from stof_onnx.model_io import load_model
 from stof_onnx.progress import NullProgress, Progress
 
@@ -61,6 +62,7 @@ def check(
     """
     source = _load(original)
     stof_model = _load(optimized)
+    _require_original(source, stof_model)
     target = _expand(stof_model)
     _require_same_interface(source, target)
     source, notes = runnable(source)
@@ -92,6 +94,23 @@ def _expand(model: ModelProto) -> ModelProto:
     return expand_model(model)
 
 
+def _require_original(source: ModelProto, stof_model: ModelProto) -> None:
+    if not _is_optimized(source):
+        return
+    next_step = "give the model that the second was made from"
+    if not _is_optimized(stof_model):
+        next_step = "swap the two: the original comes first"
+    raise InputError(
+        "the first model has stof nodes, so it is not the original",
+        "a model as it was exported",
+        next_step,
+    )
+
+
+def _is_optimized(model: ModelProto) -> bool:
+    return any(node.domain == DOMAIN for node in model.graph.node)
+
+
 def _require_same_interface(source: ModelProto, target: ModelProto) -> None:
     for kind, wanted, came in (
         ("inputs", graph_inputs(source), graph_inputs(target)),
@@ -113,8 +132,10 @@ def _original_session(model: ModelProto) -> Iterator[Session]:
         except RefusedError as error:
             raise InputError(
                 f"ONNX Runtime can't load the original model: {error}",
-                "operators that ONNX Runtime has on the CPU",
-                "skip the check (optimize --no-check), and compare engines instead",
+                "a model that it loads on the CPU",
+                "the model as it was exported is the problem: export it again, e.g. with"
+                " torch.onnx.export(..., dynamo=True); or, if TensorRT takes it, skip the check"
+                " (optimize --no-check) and compare engines",
             ) from error
         yield session
 

@@ -12,7 +12,8 @@ _TEXT_WIDTH = 78
 
 EXIT_CODES = """\
 exit codes:
-  0    done (check: the models agree)
+  0    done (check: the models agree; optimize: also if nothing could be fused, in
+       which case OUT is a copy of MODEL)
   1    the optimized model doesn't agree with its original; nothing was written
   2    bad input, usage or environment; nothing was written
   3    a bug of stof-onnx
@@ -100,7 +101,9 @@ def add_model(parser: Parser, dest: str, metavar: str, text: str) -> None:
 
 def add_output(parser: Parser, metavar: str, text: str) -> None:
     """Add ``-o``."""
-    parser.add_argument("-o", "--output", metavar=metavar, required=True, help=text)
+    parser.add_argument(
+        "-o", "--output", metavar=metavar, required=True, type=output_file, help=text
+    )
 
 
 def add_input_shapes(parser: Parser, text: str) -> None:
@@ -113,6 +116,19 @@ def add_input_shapes(parser: Parser, text: str) -> None:
         default=[],
         help=f"{text}, as ids:[8,512] or ids:8x512; may be repeated; give it after the models",
     )
+
+
+def output_file(text: str) -> str:
+    """A path to write to; for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: "-", which is stdout to many programs.
+    """
+    if text == "-":
+        raise argparse.ArgumentTypeError(
+            "files can't be written to stdout; a file named - is written as ./-"
+        )
+    return text
 
 
 def add_json(parser: Parser) -> None:

@@ -25,6 +25,8 @@ _CORE = (
     "numpy",
     "rich",
 )
+# Where the newest release is not what stof-onnx works with.
+_RANGES = {"nvidia-cuda-nvrtc": "'nvidia-cuda-nvrtc>=13,<14'"}
 _SOURCE_TREE = "run `pip install .` in the source tree"
 
 
@@ -37,14 +39,12 @@ class _Optional:
         distributions: PyPI names it comes under, the usual one first.
         purpose: what needs it.
         install: how to get it.
-        instead: what serves the same purpose; nothing is missing where that is installed.
     """
 
     name: str
     distributions: tuple[str, ...]
     purpose: str
     install: str
-    instead: str = ""
 
 
 # The install lines name the packages and not our extras, which pip only finds in a source tree.
@@ -60,16 +60,6 @@ _OPTIONAL = (
         ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
         "building engines of expanded files, without plugins and without a GPU",
         "pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs",
-    ),
-    _Optional(
-        "cuda-core", ("cuda-core",), "running on a GPU", "pip install cuda-core", instead="pycuda"
-    ),
-    _Optional(
-        "pycuda",
-        ("pycuda",),
-        "running on a GPU, with the CUDA toolkit",
-        "pip install pycuda",
-        instead="cuda-core",
     ),
 )
 
@@ -102,13 +92,18 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
 def gather() -> dict[str, Any]:
     """The environment as a JSON-serialisable object."""
     from stof_onnx import __version__
-    from stof_onnx.jit.cache import default_directory
+    from stof_onnx.jit.cache import survey_cache
 
     required = {name: _installed_version((name,)) for name in _CORE}
     optional = {entry.name: _installed_version(entry.distributions) for entry in _OPTIONAL}
     library = _plugin_library(__version__)
+    cache = survey_cache()
     missing = [
-        {"name": name, "needed_for": "everything", "install": f"pip install {name}"}
+        {
+            "name": name,
+            "needed_for": "everything",
+            "install": f"pip install {_RANGES.get(name, name)}",
+        }
         for name, version in required.items()
         if version is None
     ]
@@ -119,7 +114,7 @@ def gather() -> dict[str, Any]:
     missing += [
         {"name": entry.name, "needed_for": entry.purpose, "install": entry.install}
         for entry in _OPTIONAL
-        if optional[entry.name] is None and optional.get(entry.instead) is None
+        if optional[entry.name] is None
     ]
     return {
         "stof-onnx": __version__,
@@ -129,7 +124,10 @@ def gather() -> dict[str, Any]:
         "required": required,
         "optional": optional,
         "plugin_library": library,
-        "kernel_cache": str(default_directory()),
+        "kernel_cache": {
+            "path": None if cache.directory is None else str(cache.directory),
+            "problem": cache.problem,
+        },
         "gpu": _gpus(),
         "missing": missing,
     }
@@ -203,7 +201,11 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "plugin library", f"{library['version']}, {count} plugins ({library['path']})"
     if library["problem"]:
         yield "plugin library", library["problem"]
-    yield "kernel cache", facts["kernel_cache"]
+    cache = facts["kernel_cache"]
+    if cache["path"]:
+        yield "kernel cache", cache["path"]
+    if cache["problem"]:
+        yield "kernel cache", cache["problem"]
     gpu = facts["gpu"]
     for number, device in enumerate(gpu["devices"]):
         memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"

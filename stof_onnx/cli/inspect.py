@@ -1,4 +1,4 @@
-"""``stof-onnx inspect``: what would be fused or refused, and why."""
+"""``stof-onnx inspect``: what would be fused or refused and why, or what a file contains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from stof_onnx.cli import arguments as common
 
 _EXAMPLES = """\
 stof-onnx inspect bert.onnx
-stof-onnx inspect bert.onnx --json | jq '.attention[] | .name + ": " + .mask.kind'"""
+stof-onnx inspect bert.onnx --json | jq '.attention[] | .name + ": " + .mask.kind'
+stof-onnx inspect bert.stof.onnx -v"""
+
+_NOTES = """\
+The "kind" of --json is "original" or "optimized".
+
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
@@ -18,8 +24,10 @@ def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
         commands,
         "inspect",
         "List the attention blocks of a model. For each its shapes, its mask, and whether"
-        " `optimize` would fuse or refuse it and why. Writes no file.",
+        " `optimize` would fuse or refuse it and why. Of an optimized file the stof nodes, with"
+        " the kernels that their plans contain. Writes no file.",
         _EXAMPLES,
+        notes=_NOTES,
     )
     common.add_model(parser, "model", "MODEL", "the ONNX file to look at")
     common.add_input_shapes(parser, "shapes to assume")
@@ -32,11 +40,15 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     shapes = common.input_shapes(arguments)
     from stof_onnx import api
     from stof_onnx.cli import json_text, render
+    from stof_onnx.cli.render_contents import contents
     from stof_onnx.progress import RichProgress
+    from stof_onnx.report.records import OptimizedReport
 
     report = api.inspect(arguments.model, input_shapes=shapes, progress=RichProgress())
     if arguments.json:
         out.write(json_text.dump(report.to_json()))
+    elif isinstance(report, OptimizedReport):
+        contents(render.console(out), report, verbose=arguments.verbose)
     else:
         render.report(render.console(out), report, verbose=arguments.verbose)
     return 0

@@ -54,7 +54,7 @@ def write_aside(path: str, value: Any) -> None:
         OutputError: it can't be written; a file of that name is then unchanged.
     """
     target = Path(os.path.realpath(path))
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    aside = target.with_name(f".stof-onnx.{os.getpid()}.tmp")
     try:
         aside.write_text(dump(value), encoding="utf-8")
         os.replace(aside, target)

@@ -6,11 +6,14 @@ import argparse
 from typing import TextIO
 
 from stof_onnx.cli import arguments as common
+from stof_onnx.ir.target import DESCRIPTIONS
 
 _EXAMPLES = """\
 stof-onnx optimize bert.onnx -o bert.stof.onnx --target sm_90
 stof-onnx optimize gpt2.onnx -o gpt2.stof.onnx --input-shapes ids:[8,512] mask:[8,512]
 stof-onnx optimize bert.onnx -o bert.stof.onnx --report bert.json -v"""
+
+_TARGETS = "".join(f"  {name:<9} {text}\n" for name, text in DESCRIPTIONS.items())
 
 
 def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
@@ -23,6 +26,7 @@ def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
         " they differ, nothing is written. Each node gets kernels compiled for the targets,"
         " which needs no GPU.",
         _EXAMPLES,
+        notes=f"targets:\n{_TARGETS}\n",
     )
     common.add_model(parser, "model", "MODEL", "the ONNX file to optimize")
     common.add_output(parser, "OUT", "where to write the optimized ONNX file")
@@ -30,12 +34,15 @@ def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
         "--target",
         metavar="SM",
         action="append",
-        help="GPU architecture to optimize for, e.g. sm_90; may be repeated (default: auto,"
-        " the GPUs of this machine)",
+        help="GPU architecture to compile kernels for, one of those below, e.g. sm_90; may be"
+        " repeated (default: auto, the GPUs of this machine)",
     )
     common.add_input_shapes(parser, "shapes to check with")
     parser.add_argument(
-        "--report", metavar="FILE.json", help="also write what was found and done as JSON"
+        "--report",
+        metavar="FILE.json",
+        type=common.output_file,
+        help="also write what was found and done as JSON",
     )
     parser.add_argument(
         "--no-check",
@@ -69,6 +76,7 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
 
     if arguments.report is not None:
         json_text.check_report_path(arguments.report, [arguments.model, arguments.output])
+    cache = KernelCache() if arguments.cache and arguments.kernels else None
     result = api.optimize(
         arguments.model,
         arguments.output,
@@ -76,13 +84,16 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         input_shapes=shapes,
         check=arguments.check,
         kernels=arguments.kernels,
-        cache=KernelCache() if arguments.cache else None,
+        cache=cache,
         progress=RichProgress(),
     )
     if arguments.report is not None:
         json_text.write_aside(arguments.report, result.report.to_json())
     console = render.console(out)
     render.report(console, result.report, verbose=arguments.verbose)
+    if arguments.verbose and cache is not None:
+        found = f"{cache.hits} kernels from {cache.directory}" if cache.directory else "not used"
+        render.line(console, "cache", f"{found}, {cache.misses} compiled")
     render.written(console, arguments.output)
     if arguments.report is not None:
         render.written(console, arguments.report)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rich import box
 from rich.console import Console
@@ -12,7 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from stof_onnx.ir.target import Target
-from stof_onnx.report import AttentionReport, KernelReport, MaskReport, Report
+from stof_onnx.report.records import (
+    AttentionReport,
+    KernelReport,
+    MaskReport,
+    Report,
+    TableReport,
+)
 
 _LABEL_WIDTH = 12
 # Lines in pipes and files are for grep and log viewers, which fold long ones better than we could.
@@ -22,10 +30,16 @@ _WIDE = 110
 _STYLES = {"fused": "green", "refused": "yellow", "passed": "green", "failed": "bold red"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave the exit code to the command line; rich's own method exits with 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def console(out: TextIO) -> Console:
     """A console on ``out``: the terminal's width and colours; elsewhere neither."""
     terminal = out.isatty()
-    return Console(
+    return _Console(
         file=out,
         width=None if terminal else _NEVER_FOLD,
         color_system="auto" if terminal else None,
@@ -46,10 +60,11 @@ def line(console: Console, label: str, *parts: str | Text) -> None:
 
 def written(console: Console, path: str) -> None:
     """Say which file was written and how large it is."""
-    line(console, "wrote", f"{path} ({_size(Path(path).stat().st_size)})")
+    line(console, "wrote", f"{path} ({size(Path(path).stat().st_size)})")
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """A number of bytes for people."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -61,26 +76,31 @@ def _size(count: float) -> str:
 
 
 def report(console: Console, report: Report, *, verbose: int) -> None:
-    """Print what was found in a model and what was done about it."""
+    """Print what was found in a model and what was, or would be, done about it."""
     line(console, "model", report.model)
     operators = f"{report.nodes_before}"
-    if report.nodes_after != report.nodes_before:
+    if report.fused:
         operators += f" -> {report.nodes_after}"
+        operators += " if optimized" if report.kind == "original" else ""
     line(console, "operators", operators)
     if report.targets:
         # In words: that "auto" found no GPU is worth knowing.
         line(console, "targets", ", ".join(str(Target.parse(name)) for name in report.targets))
     line(console, "attention", *_counts(report))
+    if report.tables:
+        line(console, "tables", _tables(report))
     if report.attention:
         console.print()
         wide = console.width >= _WIDE
-        console.print(_attention_table(report.attention, with_layout=wide))
+        console.print(_attention_table(report, with_layout=wide))
         console.print()
-    for text in _kernel_lines(report):
+    groups = [entry.kernels for entry in report.attention]
+    groups += [table.kernels for table in report.tables]
+    for text in kernel_lines(groups):
         line(console, "kernels", text)
     for entry in report.attention:
         if entry.status == "refused":
-            line(console, "refused", f"{entry.name}: {entry.reason}")
+            line(console, "refused", _refusal(entry))
     if verbose:
         _details(console, report)
     for note in report.notes:
@@ -97,7 +117,8 @@ def _counts(report: Report) -> list[str | Text]:
         return ["none found"]
     found = len(report.attention)
     parts: list[str | Text] = [f"{found} block{'s' if found != 1 else ''} found, "]
-    parts.append(Text(f"{report.fused} fused", style=_STYLES["fused"] if report.fused else ""))
+    fused = f"{report.fused} {_status('fused', report)}"
+    parts.append(Text(fused, style=_STYLES["fused"] if report.fused else ""))
     parts.append(", ")
     parts.append(
         Text(f"{report.refused} refused", style=_STYLES["refused"] if report.refused else "")
@@ -105,7 +126,24 @@ def _counts(report: Report) -> list[str | Text]:
     return parts
 
 
-def _attention_table(blocks: tuple[AttentionReport, ...], *, with_layout: bool) -> Table:
+def _status(status: str, report: Report) -> str:
+    """In words that don't claim what `inspect` didn't do."""
+    return "would be fused" if status == "fused" and report.kind == "original" else status
+
+
+def _tables(report: Report) -> str:
+    count = len(report.tables)
+    added = "would be added" if report.kind == "original" else "added"
+    return f"{count} StofMaskTable node{'s' * (count != 1)} {added}, for masks given at run time"
+
+
+def _refusal(entry: AttentionReport) -> str:
+    # Most reasons start with the node that doesn't fit, which often is the block's own Softmax.
+    named = repr(entry.name) in entry.reason
+    return entry.reason if named else f"{entry.name}: {entry.reason}"
+
+
+def _attention_table(report: Report, *, with_layout: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("block", overflow="fold")
     table.add_column("heads", no_wrap=True)
@@ -113,41 +151,46 @@ def _attention_table(blocks: tuple[AttentionReport, ...], *, with_layout: bool) 
     if with_layout:
         table.add_column("layout", overflow="fold")
     table.add_column("status", no_wrap=True)
-    for entry in blocks:
-        cells: list[str | Text] = [entry.name, _heads(entry), _mask(entry.mask)]
+    for entry in report.attention:
+        cells: list[str | Text] = [
+            entry.name,
+            heads(entry.num_heads, entry.kv_num_heads, entry.head_dim),
+            mask_text(entry.mask),
+        ]
         if with_layout:
             cells.append(entry.layout or "-")
-        table.add_row(*cells, Text(entry.status, style=_STYLES[entry.status]))
+        table.add_row(*cells, Text(_status(entry.status, report), style=_STYLES[entry.status]))
     return table
 
 
-def _kernel_lines(report: Report) -> list[str]:
-    """One line for each target: how many different kernels were compiled, and which."""
+def kernel_lines(groups: Iterable[Sequence[KernelReport]]) -> list[str]:
+    """One line for each target: its different kernels, whichever node they belong to."""
     by_target: dict[str, dict[str, None]] = {}
-    for entry in report.attention:
-        for kernel in entry.kernels:
-            by_target.setdefault(kernel.target, {})[_kernel(kernel)] = None
+    for kernels in groups:
+        for kernel in kernels:
+            by_target.setdefault(kernel.target, {})[kernel_text(kernel)] = None
     return [f"{target}: {'; '.join(kernels)}" for target, kernels in by_target.items()]
 
 
-def _kernel(kernel: KernelReport) -> str:
+def kernel_text(kernel: KernelReport) -> str:
+    """A kernel with its tactic and what it needs."""
     tactic = " ".join(f"{k}={v}" for k, v in kernel.tactic.items() if k != "template")
-    facts = [f"{kernel.shared_bytes / 1024:.1f} KiB shared", _size(kernel.image_bytes)]
+    facts = [f"{kernel.shared_bytes / 1024:.1f} KiB shared", f"{size(kernel.image_bytes)} of code"]
     if kernel.registers:
         facts.insert(0, f"{kernel.registers} registers")
     return f"{kernel.template} {tactic} ({', '.join(facts)})"
 
 
-def _heads(entry: AttentionReport) -> str:
-    if not entry.num_heads:
+def heads(num_heads: int, kv_num_heads: int, head_dim: int) -> str:
+    """Heads and their size, as "8 (kv 2) x 64"; 0 is what isn't known."""
+    if not num_heads:
         return "-"
-    shared = ""
-    if entry.kv_num_heads not in (0, entry.num_heads):
-        shared = f" (kv {entry.kv_num_heads})"
-    return f"{entry.num_heads}{shared} x {entry.head_dim or '?'}"
+    shared = f" (kv {kv_num_heads})" if kv_num_heads not in (0, num_heads) else ""
+    return f"{num_heads}{shared} x {head_dim or '?'}"
 
 
-def _mask(mask: MaskReport | None) -> str:
+def mask_text(mask: MaskReport | None) -> str:
+    """The families of a mask with their parameters."""
     if mask is None:
         return "-"
     parameters = ", ".join(f"{name}={_value(value)}" for name, value in mask.parameters.items())
@@ -176,7 +219,17 @@ def _details(console: Console, report: Report) -> None:
             if text:
                 line(console, f"  {label}", text)
         for kernel in entry.kernels:
-            line(console, f"  {kernel.target}", _kernel(kernel))
+            line(console, f"  {kernel.target}", kernel_text(kernel))
+    for table in report.tables:
+        _table_details(console, table)
+
+
+def _table_details(console: Console, table: TableReport) -> None:
+    console.print(Text(table.name, style="bold"), soft_wrap=True)
+    line(console, "  mask", f"{mask_text(table.mask)}: {table.mask.expression}")
+    line(console, "  tile", "{} x {}".format(*table.tile))
+    for kernel in table.kernels:
+        line(console, f"  {kernel.target}", kernel_text(kernel))
 
 
 def _shape(dims: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ touch CUDA.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -32,7 +33,21 @@ _ARCHITECTURES = {
     PORTABLE: "compute_80",
 }
 
+DESCRIPTIONS = {
+    "sm_80": "A100",
+    "sm_86": "A10, A40, RTX 30",
+    "sm_89": "L4, L40, RTX 40",
+    "sm_90": "H100, H200, GH200",
+    "sm_100": "B200, GB200",
+    "sm_103": "B300, GB300",
+    "sm_120": "RTX 50, RTX PRO Blackwell",
+    PORTABLE: "PTX for any of these, compiled by the driver when it is loaded",
+    AUTO: "the GPUs of this machine; portable where there is none",
+}
+"""Every name that a user may give, with what it stands for."""
+
 _PORTABLE_CAPABILITY = (8, 0)
+_NUMBER = re.compile(r"(?:sm|compute)?[_-]?(\d+)\.?(\d)[af]?")
 
 Match = Literal["exact", "minor", "newer"]
 """Which GPUs run a target's code, see :attr:`Target.match`."""
@@ -70,8 +85,8 @@ class Target:
         if architecture is None:
             raise InputError(
                 f"unknown target {name!r}",
-                f"one of {', '.join((*_ARCHITECTURES, AUTO))}",
-                "run `stof-onnx env` to see this machine's GPU",
+                f"one of {', '.join(DESCRIPTIONS)}",
+                _suggestion(name) or "run `stof-onnx env` to see this machine's GPU",
             )
         if name == PORTABLE:
             return cls(name, _PORTABLE_CAPABILITY, architecture)
@@ -130,6 +145,31 @@ class Target:
         return target
 
 
+def _suggestion(name: str) -> str:
+    """What somebody who wrote an unknown target may have meant; "" if nobody knows."""
+    parts = [part for part in re.split(r"[,;\s]+", name) if part]
+    if len(parts) > 1 and all(_meant(part) for part in parts):
+        options = " ".join(f"--target {_meant(part)}" for part in parts)
+        return f"repeat the option: {options}"
+    meant = _meant(name)
+    return f"did you mean {meant!r}?" if meant else ""
+
+
+def _meant(name: str) -> str:
+    text = name.strip().lower()
+    if text in DESCRIPTIONS:
+        return text
+    number = _NUMBER.fullmatch(text)
+    if number is not None:
+        guess = f"sm_{number[1]}{number[2]}"
+        return guess if guess in _ARCHITECTURES else ""
+    gpu = text.removeprefix("nvidia").strip(" _-")
+    for target in _ARCHITECTURES:
+        if gpu in DESCRIPTIONS[target].lower().split(", "):
+            return target
+    return ""
+
+
 def no_gpus() -> list[tuple[int, int]]:
     """The detector of a machine without a GPU."""
     return []
@@ -146,11 +186,13 @@ def parse_targets(names: Sequence[str], detect: DetectGpus = no_gpus) -> tuple[T
         The targets in the order asked for, each once.
 
     Raises:
-        InputError: an unknown name, no name at all, or "auto" on a machine whose GPUs are
-            all older than compute capability 8.0.
+        InputError: an unknown name, no name at all, one text in place of a sequence of names,
+            or "auto" on a machine whose GPUs are all older than compute capability 8.0.
     """
+    if isinstance(names, str):
+        raise InputError(f"targets is the text {names!r}", "a list", f"write [{names!r}]")
     if not names:
-        raise InputError("no target", f"one of {', '.join((*_ARCHITECTURES, AUTO))}")
+        raise InputError("no target", f"one of {', '.join(DESCRIPTIONS)}")
     found: tuple[Target, ...] | None = None
     targets: dict[Target, None] = {}
     for name in names:

@@ -16,6 +16,7 @@ import os
 import stat
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 from stof_onnx.jit.entry import DamagedEntryError, decode, encode
@@ -43,24 +44,57 @@ def default_directory() -> Path:
     return root / "stof-onnx"
 
 
+@dataclass(frozen=True)
+class CacheSurvey:
+    """Where kernels are kept, and whether they can be.
+
+    Attributes:
+        directory: None if there is no place for one.
+        problem: why nothing can be read from it, or stored in it; "" if all is well.
+    """
+
+    directory: Path | None
+    problem: str
+
+
+def survey_cache() -> CacheSurvey:
+    """Look at the default directory; makes nothing, warns of nothing."""
+    try:
+        root = default_directory().absolute()
+    except RuntimeError as error:
+        return CacheSurvey(None, _no_place(error))
+    kernels = root / "kernels"
+    return CacheSurvey(root, _reading_problem(kernels) or _writing_problem(kernels))
+
+
 class KernelCache:
     """Compiled kernels in a directory.
 
     Args:
         directory: made when the first kernel is stored; :func:`default_directory` if None.
+
+    Attributes:
+        hits: how many kernels were found.
+        misses: how many were looked for in vain.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         # Without a usable place the cache is empty and stays so.
         self._kernels: Path | None = None
         self._writable = True
+        self.hits = 0
+        self.misses = 0
         try:
             root = default_directory() if directory is None else Path(directory)
         except RuntimeError as error:
-            self._give_up(f"there is no place for a kernel cache: {error}")
+            _warn(_no_place(error))
+            return
+        kernels = root.absolute() / "kernels"
+        problem = _reading_problem(kernels)
+        if problem:
+            _warn(problem)
         else:
-            self._kernels = root.absolute() / "kernels"
-            self._refuse_if_shared()
+            self._kernels = kernels
 
     @property
     def directory(self) -> Path | None:
@@ -69,6 +103,14 @@ class KernelCache:
 
     def load(self, key: str) -> CompiledKernel | None:
         """The kernel of a key, or None; warns (CacheWarning) of an entry that can't be used."""
+        kernel = self._load(key)
+        if kernel is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return kernel
+
+    def _load(self, key: str) -> CompiledKernel | None:
         if self._kernels is None:
             return None
         path = self._path(self._kernels, key)
@@ -94,30 +136,51 @@ class KernelCache:
         except OSError as error:
             # What is there can still be read.
             self._writable = False
-            _warn(f"kernels can't be cached in {self._kernels}: {error.strerror}")
-
-    def _refuse_if_shared(self) -> None:
-        assert self._kernels is not None
-        try:
-            status = self._kernels.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return  # It is made, or can't be made, by the first `store`.
-        except OSError as error:
-            self._give_up(f"kernel cache {self._kernels} can't be used: {error.strerror}")
-            return
-        if _others_may_write(status):
-            self._give_up(
-                f"kernel cache {self._kernels} is not used, as other users can write to it;"
-                f" remove it, or set {DIRECTORY_VARIABLE} to a directory of your own"
-            )
-
-    def _give_up(self, reason: str) -> None:
-        self._kernels = None
-        _warn(reason)
+            _warn(_cannot_store(self._kernels, str(error.strerror)))
 
     @staticmethod
     def _path(kernels: Path, key: str) -> Path:
         return kernels / key[:2] / f"{key}.kernel"
+
+
+def _no_place(error: RuntimeError) -> str:
+    return f"there is no place for a kernel cache ({error}); set {DIRECTORY_VARIABLE}"
+
+
+def _cannot_store(kernels: Path, reason: str) -> str:
+    return (
+        f"kernels can't be cached in {kernels}: {reason}; set {DIRECTORY_VARIABLE} to a directory"
+        " of your own"
+    )
+
+
+def _reading_problem(kernels: Path) -> str:
+    """Why no entry of a folder may be used; "" for one that isn't there yet."""
+    try:
+        status = kernels.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""  # It is made, or can't be made, by the first `store`.
+    except OSError as error:
+        return f"kernel cache {kernels} can't be used: {error.strerror}"
+    if _others_may_write(status):
+        return (
+            f"kernel cache {kernels} is not used, as other users can write to it;"
+            f" remove it, or set {DIRECTORY_VARIABLE} to a directory of your own"
+        )
+    return ""
+
+
+def _writing_problem(kernels: Path) -> str:
+    """Why `store` would fail, as far as that can be seen without making anything."""
+    for folder in (kernels, *kernels.parents):
+        if not folder.exists():
+            continue
+        if not folder.is_dir():
+            return _cannot_store(kernels, f"{folder} is not a directory")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return _cannot_store(kernels, f"{folder} can't be written")
+        return ""
+    return ""
 
 
 def _others_may_write(status: os.stat_result) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 
 import onnx
@@ -87,6 +89,11 @@ def test_bad_models_of_check(run_cli, folder, position, model, message):
             ["-o", "out.onnx", "--input-shapes", "input_ids:[2,8]", "attention_mask:[2,9]"],
             "attention_mask",
         ),
+        (["-o", "out.onnx", "--target", "H100"], "did you mean 'sm_90'?"),
+        (["-o", "-"], "can't be written to stdout; a file named - is written as ./-"),
+        (["-o", "out.onnx", "--report", "-"], "can't be written to stdout"),
+        (["-o", "/dev/null"], "output '/dev/null' is not a regular file"),
+        (["-o", "x" * 300], "is too long for its file system"),
         (["-o", "bert.onnx"], "same file as input"),
         (["-o", "link.onnx"], "same file as input"),
         (["-o", "./directory/../bert.onnx"], "same file as input"),
@@ -125,6 +132,7 @@ def test_optimize_writes_the_model_and_says_so(run_cli, folder):
     assert report["fused"] == 2
     assert report["targets"] == ["sm_90"]
     assert report["check"]["passed"] is True
+    assert report["kind"] == "optimization"
     assert f"attention   {report['fused']} blocks found, {report['fused']} fused" in out
     assert "check       passed, " in out
     assert "wrote       out.onnx (" in out
@@ -138,7 +146,63 @@ def test_optimize_without_check(run_cli, folder, monkeypatch):
     code, out, _ = run_cli("optimize", "bert.onnx", "-o", "out.onnx", "--no-check")
     assert code == 0
     assert "check  " not in out
+    assert "note        the result was not compared with the original\n" in out
     assert (folder / "out.onnx").exists()
+
+
+def test_optimize_without_kernels(run_cli, folder, monkeypatch):
+    monkeypatch.setattr(api, "detect_compute_capabilities", lambda: [(7, 5)])
+    code, out, err = run_cli("optimize", "bert.onnx", "-o", "out.onnx", "--no-kernels", "-v")
+    assert (code, err) == (0, "")
+    assert "no kernels were compiled: the result can be checked and expanded, not run" in out
+    assert "targets " not in out
+    assert "cache " not in out
+    assert "compared with the original" not in out
+
+
+def test_portable_code_comes_with_what_it_takes(run_cli, folder):
+    arguments = ["optimize", "bert.onnx", "-o", "out.onnx", "--no-check", "--target"]
+    out = run_cli(*arguments, "portable").out
+    version = "\\.".join(importlib.metadata.version("nvidia-cuda-nvrtc").split(".")[:2])
+    note = rf"portable PTX of NVRTC {version} .* a driver for CUDA {version} or newer; name the GPU"
+    assert re.search(note, out)
+    assert "PTX" not in run_cli(*arguments, "sm_90").out
+
+
+def test_verbose_tells_cached_from_compiled_kernels(run_cli, folder, monkeypatch):
+    monkeypatch.setenv("STOF_ONNX_CACHE", str(folder / "cache"))
+    arguments = ["optimize", "bert.onnx", "-o", "out.onnx", "--no-check", "--target", "sm_90"]
+    for found, compiled in ((0, 1), (1, 0)):
+        out = run_cli(*arguments, "-v").out
+        assert f"cache       {found} kernels from {folder / 'cache'}, {compiled} compiled\n" in out
+    assert "cache " not in run_cli(*arguments).out
+
+
+@pytest.mark.parametrize("options", [[], ["-v"]])
+def test_a_cache_that_cannot_be_used_is_one_line(run_cli, folder, monkeypatch, options):
+    monkeypatch.setenv("STOF_ONNX_CACHE", str(folder / "bert.onnx"))
+    arguments = ["optimize", "bert.onnx", "-o", "out.onnx", "--no-check", "--target", "sm_90"]
+    code, _, err = run_cli(*arguments, "--target", "sm_80", *options)
+    assert code == 0
+    assert err.startswith(f"stof-onnx: note: kernels can't be cached in {folder / 'bert.onnx'}")
+    assert err.count("\n") == 1
+
+
+def test_only_verbose_lists_every_entry_that_cannot_be_used(run_cli, folder, monkeypatch):
+    monkeypatch.setenv("STOF_ONNX_CACHE", str(folder / "cache"))
+    arguments = ["optimize", "bert.onnx", "-o", "out.onnx", "--no-check", "--target", "sm_90"]
+    arguments += ["--target", "sm_80"]
+    for options, lines in (([], 1), (["-v"], 2)):
+        assert run_cli(*arguments).code == 0
+        for entry in (folder / "cache").rglob("*.kernel"):
+            entry.write_bytes(b"damaged")
+        err = run_cli(*arguments, *options).err
+        assert err.count("stof-onnx: note: cached kernel ") == err.count("\n") == lines
+
+
+def test_a_file_named_like_stdout(run_cli, folder):
+    assert run_cli("optimize", "bert.onnx", "-o", "./-", "--no-kernels", "--no-check").code == 0
+    assert (folder / "-").exists()
 
 
 def test_a_failed_check_writes_nothing(run_cli, folder, monkeypatch):
@@ -157,6 +221,8 @@ def test_a_model_without_attention_is_no_error(run_cli, folder, bert):
     code, out, err = run_cli("optimize", "mlp.onnx", "-o", "out.onnx")
     assert (code, err) == (0, "")
     assert "attention   none found" in out
+    assert "note        nothing was fused: a copy of the model was written\n" in out
+    assert "targets" not in out
     assert onnx.load(folder / "out.onnx") == onnx.load(folder / "mlp.onnx")
 
 
@@ -177,7 +243,12 @@ def test_inspect_json(run_cli, folder):
 def test_inspect_text(run_cli, folder):
     code, out, err = run_cli("inspect", "bert.onnx")
     assert (code, err) == (0, "")
-    assert "attention   2 blocks found, 2 fused, 0 refused" in out
+    # What was not done must not look as if it had been.
+    assert "operators   128 -> 58 if optimized\n" in out
+    assert "attention   2 blocks found, 2 would be fused, 0 refused\n" in out
+    details = run_cli("inspect", "bert.onnx", "-v").out
+    assert "19 nodes would become one" in details
+    assert "became" not in details
 
 
 def test_expand_gives_standard_operators(run_cli, folder):
@@ -202,6 +273,36 @@ def test_check_agrees(run_cli, folder):
     code, out, err = run_cli("check", "bert.onnx", "out.onnx")
     assert (code, err) == (0, "")
     assert "check       passed, " in out
+
+
+@pytest.mark.parametrize(
+    ("models", "next_step"),
+    [
+        (["out.onnx", "bert.onnx"], "swap the two"),
+        (["out.onnx", "out.onnx"], "give the model that the second was made from"),
+    ],
+)
+def test_check_wants_the_original_first(run_cli, folder, models, next_step):
+    options = ["--no-check", "--no-kernels"]
+    assert run_cli("optimize", "bert.onnx", "-o", "out.onnx", *options).code == 0
+    code, out, err = run_cli("check", *models)
+    assert (code, out) == (2, "")
+    assert "the first model has stof nodes" in err
+    assert next_step in err
+
+
+@pytest.mark.parametrize("command", [["optimize", "-o", "out.onnx"], ["check", "broken.onnx"]])
+def test_an_original_that_does_not_load_is_named_as_the_problem(run_cli, folder, command):
+    model = onnx.load(folder / "bert.onnx")
+    # A double beside floats: the checker lets it pass, as it does with half precision.
+    bias = next(t for t in model.graph.initializer if len(t.dims) == 1 and t.data_type == 1)
+    wider = onnx.numpy_helper.to_array(bias).astype("float64")
+    bias.CopyFrom(onnx.numpy_helper.from_array(wider, bias.name))
+    onnx.save(model, "broken.onnx")
+    code, out, err = run_cli(*command, "broken.onnx")
+    assert (code, out) == (2, "")
+    assert "ONNX Runtime can't load the original model: " in err
+    assert "the model as it was exported is the problem: export it again" in err
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

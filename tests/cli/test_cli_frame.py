@@ -15,6 +15,7 @@ import pytest
 import stof_onnx
 from stof_onnx import api
 from stof_onnx.ir.errors import CheckFailedError, InputError
+from stof_onnx.ir.target import DESCRIPTIONS
 
 COMMANDS = ["optimize", "inspect", "expand", "check", "build", "env"]
 
@@ -43,6 +44,12 @@ def test_help_lists_every_command(run_cli):
 def test_help_fits_a_terminal(run_cli, command):
     lines = run_cli(command, "--help").out.split("examples:")[0].splitlines()
     assert max(map(len, lines)) <= 80
+
+
+def test_help_of_optimize_describes_every_target(run_cli):
+    out = run_cli("optimize", "--help").out
+    for name, text in DESCRIPTIONS.items():
+        assert f"\n  {name:<9} {text}\n" in out
 
 
 def test_version(run_cli):
@@ -177,6 +184,90 @@ def test_a_reader_that_went_away_is_no_traceback(tmp_path, arguments):
     assert done.stderr == ""
     # Newer versions of argparse itself ignore that nobody reads their help.
     assert done.returncode == 141 or ("--help" in arguments and done.returncode == 0)
+
+
+BERT = str(Path(__file__).parents[1] / "models" / "bert_sdpa_dynamo.onnx")
+ON_FILES = {
+    "inspect": [BERT],
+    "check": [BERT, BERT],
+    "optimize": [BERT, "-o", "out.onnx", "--no-kernels", "--no-check"],
+}
+
+
+@pytest.mark.parametrize("command", ON_FILES)
+def test_a_reader_of_results_that_went_away(tmp_path, command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "stof_onnx", command, *ON_FILES[command]],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=subprocess_environment(),
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["env", "optimize", "--version", "inspect"])
+def test_closed_streams_are_no_bug(tmp_path, command, closed):
+    arguments = ["missing.onnx"] if command == "inspect" else ON_FILES.get(command, [])
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'"$@" {closed}',
+            "-",
+            *[sys.executable, "-m", "stof_onnx"],
+            command,
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=subprocess_environment(),
+        check=False,
+    )
+    assert done.returncode == (2 if command == "inspect" else 0)
+    assert "Traceback" not in done.stderr
+    if command == "optimize":
+        assert api.inspect(tmp_path / "out.onnx").stof_nodes
+
+
+def test_nobody_reads_the_error(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "stof_onnx", "inspect", "missing.onnx"],
+        stdout=writer,
+        stderr=writer,
+        cwd=tmp_path,
+        env=subprocess_environment(),
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 2
+
+
+def test_onnx_runtime_reports_nothing_and_leaves_nothing_behind(tmp_path):
+    environment = {
+        name: value
+        for name, value in subprocess_environment().items()
+        if not name.startswith(("XDG_", "ORT_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "stof_onnx", "check", BERT, BERT],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment, "HOME": str(tmp_path)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

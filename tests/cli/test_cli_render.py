@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
 import pytest
 
 from stof_onnx.cli import json_text, render
-from stof_onnx.report import AttentionReport, MaskReport, Report
+from stof_onnx.report import AttentionReport, KernelReport, MaskReport, Report, TableReport
 
 FUSED = AttentionReport(
     name="/layer.0/attention/[0]/Softmax",
@@ -31,6 +32,12 @@ FUSED = AttentionReport(
 )
 REFUSED = AttentionReport(
     name="/layer.1/Softmax", status="refused", reason="node 'NonZero_3': data-dependent mask"
+)
+TABLE = TableReport(
+    name="stof/mask_table_0",
+    mask=MaskReport("arbitrary", {}, "mask[q, k]", ""),
+    tile=(64, 32),
+    kernels=(KernelReport("sm_90", "mask_table", {"tile": 64}, 32, 2048, 4096),),
 )
 REPORT = Report(
     model="bert.onnx",
@@ -101,6 +108,31 @@ def test_counts_targets_notes_and_reasons_are_there():
     assert "note        assumed: masks are 0 or 1\n" in text
 
 
+def test_a_refusal_names_its_node_once():
+    name = REFUSED.name
+    entry = dataclasses.replace(REFUSED, reason=f"Softmax '{name}': its output is read twice")
+    text = text_of(dataclasses.replace(REPORT, attention=(entry,)))
+    assert f"refused     Softmax '{name}': its output is read twice\n" in text
+
+
+def test_what_was_only_looked_at_does_not_look_done():
+    text = text_of(dataclasses.replace(REPORT, kind="original", tables=(TABLE,)))
+    assert "operators   204 -> 191 if optimized\n" in text
+    assert "attention   2 blocks found, 1 would be fused, 1 refused\n" in text
+    assert "tables      1 StofMaskTable node would be added, for masks given at run time\n" in text
+    assert rows_of(text)[FUSED.name][-1] == "would be fused"
+
+
+def test_kernels_of_tables_are_listed_and_the_size_of_code_is_labelled():
+    text = text_of(dataclasses.replace(REPORT, tables=(TABLE, TABLE)))
+    assert "tables      2 StofMaskTable nodes added, for masks given at run time\n" in text
+    line = "sm_90: mask_table tile=64 (32 registers, 2.0 KiB shared, 4.0 KiB of code)\n"
+    assert f"kernels     {line}" in text
+    assert TABLE.name not in text
+    verbose = text_of(dataclasses.replace(REPORT, tables=(TABLE,)), verbose=1)
+    assert f"{TABLE.name}\n  mask      arbitrary: mask[q, k]\n  tile      64 x 32\n" in verbose
+
+
 def test_portable_code_is_named_as_such():
     text = text_of(Report("bert.onnx", (), 3, 3, targets=("portable",)))
     assert "targets     portable PTX for compute capability 8.0 and newer\n" in text
@@ -139,11 +171,11 @@ def test_colours_and_the_terminals_width_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     monkeypatch.delenv("NO_COLOR", raising=False)
     stream = Terminal()
-    render.console(stream).print(render._attention_table((FUSED, REFUSED), with_layout=False))
+    render.console(stream).print(render._attention_table(REPORT, with_layout=False))
     assert "\x1b[" in stream.getvalue()
     plain = Terminal()
     monkeypatch.setenv("TERM", "dumb")
-    render.console(plain).print(render._attention_table((FUSED, REFUSED), with_layout=False))
+    render.console(plain).print(render._attention_table(REPORT, with_layout=False))
     assert "\x1b" not in plain.getvalue()
     assert max(map(len, plain.getvalue().splitlines())) <= 80
 

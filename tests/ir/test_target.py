@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stof_onnx.ir.errors import InputError, MalformedNodeError
-from stof_onnx.ir.target import Target, parse_targets
+from stof_onnx.ir.target import DESCRIPTIONS, Target, parse_targets
 
 TABLE = {
     "sm_80": ((8, 0), "sm_80", "minor"),
@@ -43,7 +43,7 @@ def test_prints_readably() -> None:
     assert str(Target.parse("portable")) == "portable PTX for compute capability 8.0 and newer"
 
 
-@pytest.mark.parametrize("name", ["sm_70", "sm_90a", "90", "SM_90", "", "native"])
+@pytest.mark.parametrize("name", ["sm_70", "70", "", "native", "sm_70,sm_90", "x,y", "blackwell"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_targets([name])
@@ -51,6 +51,42 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
         f"unknown target '{name}'; wanted one of sm_80, sm_86, sm_89, sm_90, sm_100, sm_103, "
         "sm_120, portable, auto; run `stof-onnx env` to see this machine's GPU"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("SM_90", "did you mean 'sm_90'?"),
+        ("sm90", "did you mean 'sm_90'?"),
+        ("90", "did you mean 'sm_90'?"),
+        ("9.0", "did you mean 'sm_90'?"),
+        ("sm_90a", "did you mean 'sm_90'?"),
+        ("compute_80", "did you mean 'sm_80'?"),
+        ("12.0", "did you mean 'sm_120'?"),
+        ("H100", "did you mean 'sm_90'?"),
+        ("NVIDIA A100", "did you mean 'sm_80'?"),
+        ("rtx 40", "did you mean 'sm_89'?"),
+        ("Portable", "did you mean 'portable'?"),
+        ("AUTO", "did you mean 'auto'?"),
+        ("sm_90,sm_80", "repeat the option: --target sm_90 --target sm_80"),
+        ("90, 80", "repeat the option: --target sm_90 --target sm_80"),
+    ],
+)
+def test_a_name_in_other_words_is_refused_with_what_was_meant(name: str, suggestion: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_targets([name])
+    assert str(caught.value).startswith(f"unknown target {name!r}; wanted one of sm_80, ")
+    assert str(caught.value).endswith(f"auto; {suggestion}")
+
+
+def test_one_text_is_no_list_of_targets() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_targets("sm_90")
+    assert str(caught.value) == "targets is the text 'sm_90'; wanted a list; write ['sm_90']"
+
+
+def test_every_target_is_described() -> None:
+    assert [*TABLE, "auto"] == list(DESCRIPTIONS)
 
 
 def test_auto_alone_is_not_one_target() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from stof_onnx.jit import cache as cache_module
-from stof_onnx.jit.cache import KernelCache, default_directory
+from stof_onnx.jit.cache import KernelCache, default_directory, survey_cache
 from stof_onnx.jit.compile import compile_kernels
 from stof_onnx.jit.entry import DamagedEntryError, decode, encode
 from stof_onnx.jit.errors import CacheWarning
@@ -36,6 +36,7 @@ def test_what_is_stored_is_found(tmp_path, kernel):
     assert cache.load(kernel.key) == kernel
     assert cache.load("0" * 64) is None
     assert cache.directory == tmp_path
+    assert (cache.hits, cache.misses) == (1, 1)
 
 
 def test_every_flipped_byte_and_every_cut_is_noticed():
@@ -201,6 +202,36 @@ def test_without_a_home_there_is_no_cache(monkeypatch):
         cache = KernelCache()
     cache.store(KERNEL)
     assert cache.load(KERNEL.key) is None
+
+
+def test_the_survey_of_a_good_place_makes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("STOF_ONNX_CACHE", str(tmp_path / "a" / "b"))
+    survey = survey_cache()
+    assert (survey.directory, survey.problem) == (tmp_path / "a" / "b", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_survey_finds_what_a_cache_would_warn_of(monkeypatch, stored, tmp_path):
+    monkeypatch.setenv("STOF_ONNX_CACHE", str(tmp_path))
+    assert survey_cache().problem == ""
+    with monkeypatch.context() as patch:
+        # Root may write anywhere, so the answer of the system is replaced.
+        patch.setattr(os, "access", lambda *_: False)
+        assert f"{tmp_path / 'kernels'} can't be written" in survey_cache().problem
+    (tmp_path / "kernels").chmod(0o777)
+    assert "other users can write" in survey_cache().problem
+    monkeypatch.setenv("STOF_ONNX_CACHE", str(stored))
+    assert f"{stored} is not a directory" in survey_cache().problem
+
+
+def test_the_survey_without_a_home(monkeypatch):
+    def homeless():
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(cache_module, "default_directory", homeless)
+    survey = survey_cache()
+    assert survey.directory is None
+    assert "no home" in survey.problem
 
 
 WRITER = """

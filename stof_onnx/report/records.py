@@ -1,6 +1,7 @@
 """What `optimize` and `inspect` say about a model, as plain records.
 
-Every record turns into JSON through :meth:`Report.to_json`; how it looks on a
+:class:`Report` is about a model as it was exported, :class:`OptimizedReport` about a file with
+stof nodes. Both turn into JSON with ``to_json``, where "kind" tells them apart; how they look on a
 terminal is the business of ``stof_onnx.cli``.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Status = Literal["fused", "refused"]
+Kind = Literal["original", "optimization"]
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,14 @@ class MaskReport:
         parameters: of the families, e.g. {"window_left": 8, "window_right": 8}.
         expression: the mask program in words, e.g. "q - k >= 0 and attention_mask[b, k]".
         empty_row: result of a row that sees no key: "nan", "zero", "mean" or "softmax".
-        proof: how the program was compared with the original subgraph.
+        proof: how the program was compared with the original subgraph; "" where that isn't known.
     """
 
     kind: str
     parameters: dict[str, int | float | str]
     expression: str
     empty_row: str
-    proof: str
+    proof: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,34 @@ class AttentionReport:
 
 
 @dataclass(frozen=True)
+class TableReport:
+    """A StofMaskTable node: it builds the table of a run-time mask that attention nodes read.
+
+    Attributes:
+        name: of the node.
+        mask: what the table is made of.
+        tile: queries and keys of a tile.
+        kernels: what runs the node, one a target; empty where no kernels were asked for.
+    """
+
+    name: str
+    mask: MaskReport
+    tile: tuple[int, int]
+    kernels: tuple[KernelReport, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
-    """What was found in one model and what was done about it.
+    """What was found in one model and what was, or would be, done about it.
 
     Attributes:
         model: path or name of the model.
         attention: blocks in graph order.
         nodes_before: operators in the original graph.
         nodes_after: operators in the optimized graph (equal when nothing was fused).
-        targets: GPU targets as the user named them.
+        kind: "optimization" of what `optimize` did, "original" of what it would do.
+        tables: the StofMaskTable nodes that are added.
+        targets: GPU targets that kernels were compiled for, as the user named them.
         notes: assumptions and remarks a user should read.
         check: the result of `check` as JSON, None if it did not run.
         seconds: wall time per stage.
@@ -107,6 +128,8 @@ class Report:
     attention: tuple[AttentionReport, ...]
     nodes_before: int
     nodes_after: int
+    kind: Kind = "optimization"
+    tables: tuple[TableReport, ...] = ()
     targets: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     check: dict[str, Any] | None = None
@@ -138,3 +161,77 @@ class Report:
         data["refused"] = self.refused
         data["refusal_counts"] = self.refusal_counts
         return data
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """One stof node of an optimized model.
+
+    Attributes:
+        name: of the node.
+        operator: "StofMaskedAttention" or "StofMaskTable".
+        mask: of the node.
+        num_heads: query heads; of a table the heads that have one each.
+        kv_num_heads: key/value heads, 0 for a table.
+        head_dim: 0 for a table.
+        dtype: of query, key, value and output, "" for a table.
+        layout: as in :class:`AttentionReport`, "" for a table.
+        tile: queries and keys of a tile of the table that is built or read; none without one.
+        plan_bytes: size of the node's plan in the file; 0 if it has none and can't run.
+        producer: who wrote the plan, e.g. "stof-onnx 0.1.0, NVRTC 13.0.88"; "" without one.
+        kernels: in the plan, one for each target and setting.
+    """
+
+    name: str
+    operator: str
+    mask: MaskReport
+    num_heads: int
+    kv_num_heads: int = 0
+    head_dim: int = 0
+    dtype: str = ""
+    layout: str = ""
+    tile: tuple[int, int] | None = None
+    plan_bytes: int = 0
+    producer: str = ""
+    kernels: tuple[KernelReport, ...] = ()
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether the node carries what a plugin needs to run it."""
+        return self.plan_bytes > 0
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets of the plan."""
+        return tuple(dict.fromkeys(kernel.target for kernel in self.kernels))
+
+
+@dataclass(frozen=True)
+class OptimizedReport:
+    """What an optimized model contains.
+
+    Attributes:
+        model: path or name of the model.
+        nodes: operators in the graph, stof nodes included.
+        stof_nodes: in graph order.
+        notes: remarks a user should read.
+    """
+
+    model: str
+    nodes: int
+    stof_nodes: tuple[NodeReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Targets that every stof node has a plan for."""
+        first, *others = [node.targets for node in self.stof_nodes]
+        return tuple(name for name in first if all(name in targets for targets in others))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-serialisable object with every field, "kind" and what follows from the fields."""
+        data = dataclasses.asdict(self)
+        for entry, node in zip(data["stof_nodes"], self.stof_nodes, strict=True):
+            entry["has_plan"] = node.has_plan
+            entry["targets"] = node.targets
+        return {"kind": "optimized", **data, "targets": self.targets}
