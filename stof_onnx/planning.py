@@ -10,16 +10,18 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from stof_onnx.ir.errors import InputError
-from stof_onnx.ir.plan import Bucket, Kernel, Plan, Symbol, Variant
+from stof_onnx.ir.plan import Bucket, Kernel, Plan, Variant
 from stof_onnx.ir.target import Target
 from stof_onnx.jit.cache import KernelCache
 from stof_onnx.jit.compile import compile_kernels
 from stof_onnx.jit.job import CompiledKernel, CompileJob
 from stof_onnx.progress import Progress
 from stof_onnx.templates.registry import TEMPLATES, Node, Template
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,16 @@ def _plan(
         producer=f"{producer}, {kernels[0].compiler}",
         input_types=node.input_types,
         output_types=node.output_types,
-        symbols=_symbols(choice.template.symbols(node) for choice in choices),
+        symbols=_once(choice.template.symbols(node) for choice in choices),
         checks=node.checks,
         variants=tuple(variants),
+        covers=_once(choice.template.covers(node) for choice in choices),
     )
 
 
-def _symbols(groups: Iterable[tuple[Symbol, ...]]) -> tuple[Symbol, ...]:
-    return tuple(dict.fromkeys(symbol for group in groups for symbol in group))
+def _once(groups: Iterable[tuple[_T, ...]]) -> tuple[_T, ...]:
+    """What the templates of several targets ask for, equal things once."""
+    return tuple(dict.fromkeys(one for group in groups for one in group))
 
 
 def _kernel(node: Node, choice: Choice, compiled: CompiledKernel) -> Kernel:

@@ -31,6 +31,24 @@ std::string describe(const Symbol& symbol) {
   return "symbol " + symbol.name + " (" + source + std::to_string(symbol.tensor) + ")";
 }
 
+// "4 * B * ceil(Sq/64) + 256".
+std::string describe(const Quantity& quantity, const std::vector<Symbol>& symbols) {
+  std::string text;
+  for (const Term& term : quantity.terms) {
+    if (!text.empty()) text += " + ";
+    std::string product;
+    if (term.factor != 1 || term.parts.empty()) product = std::to_string(term.factor);
+    for (const Ceil& part : term.parts) {
+      if (!product.empty()) product += " * ";
+      const std::string& name = symbols[part.symbol].name;
+      product +=
+          part.divisor == 1 ? name : "ceil(" + name + "/" + std::to_string(part.divisor) + ")";
+    }
+    text += product;
+  }
+  return text.empty() ? "0" : text;
+}
+
 std::int64_t symbol_value(const Symbol& symbol, const Dimensions& shape) {
   std::int64_t value = 1;
   for (const std::uint32_t axis : symbol.axes) {
@@ -46,6 +64,29 @@ std::int64_t symbol_value(const Symbol& symbol, const Dimensions& shape) {
     if (__builtin_mul_overflow(value, shape[axis], &value)) overflow(describe(symbol));
   }
   return value;
+}
+
+void check_range(const Plan& plan, const Check& check, const std::vector<std::int64_t>& values) {
+  const std::int64_t value = values[check.symbol];
+  if (check.min <= value && value <= check.max) return;
+  const std::string wanted = check.min == check.max
+                                 ? std::to_string(check.min)
+                                 : std::to_string(check.min) + " ... " + std::to_string(check.max);
+  throw PlanError(describe(plan.symbols[check.symbol]) + " is " + std::to_string(value) +
+                  ", the plan of " + plan.op + " was made for " + wanted +
+                  "; run `stof-onnx optimize` for these shapes");
+}
+
+void check_cover(const Plan& plan, const Cover& cover, const std::vector<std::int64_t>& values) {
+  const std::int64_t size = values[cover.symbol];
+  const std::int64_t length = evaluate(cover.length, values);
+  if (size == 1 || size >= length) return;
+  const std::string value = std::to_string(length);
+  const std::string name = describe(cover.length, plan.symbols);
+  throw PlanError(describe(plan.symbols[cover.symbol]) + " is " + std::to_string(size) + ", " +
+                  plan.op + " wants 1 or at least " +
+                  (name == value ? name : name + " = " + value) +
+                  "; give the node inputs whose sizes fit each other");
 }
 
 bool holds(const Range& range, const std::vector<std::int64_t>& symbols) {
@@ -112,16 +153,8 @@ std::vector<std::int64_t> evaluate_symbols(const Plan& plan, const std::vector<D
     const auto& tensors = symbol.source == TensorSource::kInput ? inputs : outputs;
     values.push_back(symbol_value(symbol, tensors[symbol.tensor]));
   }
-  for (const Check& check : plan.checks) {
-    const std::int64_t value = values[check.symbol];
-    if (check.min <= value && value <= check.max) continue;
-    const std::string wanted =
-        check.min == check.max ? std::to_string(check.min)
-                               : std::to_string(check.min) + " ... " + std::to_string(check.max);
-    throw PlanError(describe(plan.symbols[check.symbol]) + " is " + std::to_string(value) +
-                    ", the plan of " + plan.op + " was made for " + wanted +
-                    "; run `stof-onnx optimize` for these shapes");
-  }
+  for (const Check& check : plan.checks) check_range(plan, check, values);
+  for (const Cover& cover : plan.covers) check_cover(plan, cover, values);
   return values;
 }
 

@@ -58,6 +58,12 @@ struct Quantity {
   std::vector<Term> terms;
 };
 
+// The symbol must be 1 or at least `length`: an axis that is broadcast, or read that far.
+struct Cover {
+  std::uint32_t symbol;
+  Quantity length;
+};
+
 struct Kernel {
   std::string template_name;
   std::string entry;
@@ -120,6 +126,7 @@ struct Plan {
   std::vector<std::uint32_t> types;  // nvinfer1::DataType of the inputs, then of the outputs
   std::vector<Symbol> symbols;
   std::vector<Check> checks;
+  std::vector<Cover> covers;
   std::vector<Image> images;
   std::vector<Variant> variants;
 };
@@ -141,7 +148,7 @@ using Dimensions = std::vector<std::int64_t>;
 
 // Values of the plan's symbols at these shapes. Throws PlanError for another number of tensors than
 // the plan's, a tensor of too low a rank, an unknown (negative) dimension, an overflow, or a failed
-// check.
+// check or cover.
 std::vector<std::int64_t> evaluate_symbols(const Plan& plan, const std::vector<Dimensions>& inputs,
                                            const std::vector<Dimensions>& outputs);
 

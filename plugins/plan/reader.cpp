@@ -29,6 +29,7 @@ constexpr std::size_t kImageSize = 4;
 constexpr std::size_t kCeilSize = 4 + 8;
 constexpr std::size_t kTermSize = 8 + 4;
 constexpr std::size_t kQuantitySize = 4;
+constexpr std::size_t kCoverSize = 4 + kQuantitySize;
 constexpr std::size_t kKernelSize = 4 + 4 + 1 + 4 * 4;
 constexpr std::size_t kRangeSize = 4 + 8 + 8;
 constexpr std::size_t kArgumentSize = 1 + 4;
@@ -59,6 +60,7 @@ class PlanReader {
     plan_.symbols = list<Symbol>(kSymbolSize, "symbols", [this] { return read_symbol(); });
     check_distinct(plan_.symbols, &Symbol::name, "symbols");
     plan_.checks = list<Check>(kCheckSize, "checks", [this] { return read_check(); });
+    plan_.covers = list<Cover>(kCoverSize, "covers", [this] { return read_cover(); });
     plan_.images = list<Image>(kImageSize, "images", [this] { return read_image(); });
     plan_.variants = list<Variant>(kVariantSize, "variants", [this] { return read_variant(); });
     if (plan_.variants.empty()) in_.fail("it has no variants");
@@ -141,6 +143,13 @@ class PlanReader {
     check.symbol = index(plan_.symbols.size(), "symbol");
     read_bounds(check.min, check.max);
     return check;
+  }
+
+  Cover read_cover() {
+    Cover cover;
+    cover.symbol = index(plan_.symbols.size(), "symbol");
+    cover.length = read_quantity();
+    return cover;
   }
 
   Image read_image() {

@@ -186,6 +186,10 @@ Bytes write_payload(const Plan& plan) {
     out.i64(check.min);
     out.i64(check.max);
   });
+  out.list(plan.covers, [&out](const Cover& cover) {
+    out.u32(cover.symbol);
+    out.quantity(cover.length);
+  });
   out.list(plan.images, [&out](const Image& image) {
     out.string(std::string(image.data.begin(), image.data.end() - 1));
   });
@@ -228,11 +232,13 @@ Quantity scaled(std::int64_t factor, std::uint32_t symbol, std::int64_t divisor)
 }
 
 Plan sample_plan() {
-  Plan plan{"StofMaskedAttention", "tests 1", 2, 1, {1, 3, 1}, {}, {}, {}, {}};
+  Plan plan{"StofMaskedAttention", "tests 1", 2, 1, {1, 3, 1}, {}, {}, {}, {}, {}};
   plan.symbols = {Symbol{"B", TensorSource::kInput, 0, {0}},
                   Symbol{"S", TensorSource::kInput, 1, {1}},
-                  Symbol{"tokens", TensorSource::kOutput, 0, {0, 1}}};
+                  Symbol{"tokens", TensorSource::kOutput, 0, {0, 1}},
+                  Symbol{"rows", TensorSource::kInput, 1, {0}}};
   plan.checks = {Check{0, 0, 4096}};
+  plan.covers = {Cover{3, scaled(1, 0)}};
   plan.images = {make_image("a cubin for sm_90"), make_image("PTX for 8.0")};
   plan.variants = {portable_variant(), hopper_variant()};
   return plan;

@@ -24,8 +24,9 @@ inline Bytes write_plan(const Plan& plan) { return write_envelope(write_payload(
 void append_u32(Bytes& bytes, std::uint32_t value);
 
 // A sound plan with something of everything. Inputs: 0 of shape [B, S, D] and 1 of [B, S]; output 0
-// of [B, S, D]. Symbols: 0 is B, 1 is S, 2 is B * S. Two variants: sm_80 (newer, PTX) and sm_90
-// (exact, cubin); sm_90 has a bucket for S <= 64 and one for all shapes, with two launches.
+// of [B, S, D]. Symbols: 0 is B, 1 is S, 2 is B * S, 3 is B of input 1, which must cover that of
+// input 0. Two variants: sm_80 (newer, PTX) and sm_90 (exact, cubin); sm_90 has a bucket for S <=
+// 64 and one for all shapes, with two launches.
 Plan sample_plan();
 
 Image make_image(const std::string& content);

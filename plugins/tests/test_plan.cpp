@@ -72,9 +72,14 @@ std::vector<BadPlan> bad_names_and_tensors() {
       {"axis 7", [](Plan& p) { p.symbols[0].axes = {7}; }, nullptr},
       {"axis 8", [](Plan& p) { p.symbols[0].axes = {8}; }, "axis 8 doesn't exist"},
       {"no axes", [](Plan& p) { p.symbols[0].axes = {}; }, "symbol B has no axes"},
-      {"check's symbol", [](Plan& p) { p.checks[0].symbol = 3; }, "symbol 3 doesn't exist"},
+      {"check's symbol", [](Plan& p) { p.checks[0].symbol = 4; }, "symbol 4 doesn't exist"},
       {"check empty", [](Plan& p) { p.checks[0] = Check{0, 2, 1}; }, "range 2 ... 1 is empty"},
       {"check of one value", [](Plan& p) { p.checks[0] = Check{0, 2, 2}; }, nullptr},
+      {"cover's symbol", [](Plan& p) { p.covers[0].symbol = 4; }, "symbol 4 doesn't exist"},
+      {"cover's length", [](Plan& p) { p.covers[0].length = scaled(1, 4); }, "symbol 4 doesn't"},
+      {"cover's divisor", [](Plan& p) { p.covers[0].length = scaled(1, 0, 0); }, "divisor 0"},
+      {"cover of a constant", [](Plan& p) { p.covers[0].length = constant(12); }, nullptr},
+      {"no covers", [](Plan& p) { p.covers.clear(); }, nullptr},
       {"image empty", [](Plan& p) { p.images[0] = make_image(""); }, "an image is empty"},
   };
 }
@@ -94,8 +99,8 @@ std::vector<BadPlan> bad_variants() {
        [](Plan& p) { p.variants[1].buckets.back().ranges = {Range{0, 0, 1}}; }, "and no other"},
       {"first bucket for all shapes", [](Plan& p) { p.variants[1].buckets.front().ranges.clear(); },
        "and no other"},
-      {"range's symbol", [](Plan& p) { p.variants[1].buckets[0].ranges[0].symbol = 3; },
-       "symbol 3 doesn't exist"},
+      {"range's symbol", [](Plan& p) { p.variants[1].buckets[0].ranges[0].symbol = 4; },
+       "symbol 4 doesn't exist"},
       {"range empty", [](Plan& p) { p.variants[1].buckets[0].ranges[0].min = 65; },
        "range 65 ... 64 is empty"},
       {"tactic empty", [](Plan& p) { p.variants[0].buckets[0].tactic = ""; }, nullptr},
@@ -116,7 +121,7 @@ std::vector<BadPlan> bad_launches() {
       {"block of 0", [](Plan& p) { a_launch(p).block[2] = 0; }, "128 x 2 x 0 threads"},
       {"divisor 0", [](Plan& p) { a_launch(p).grid[0] = scaled(1, 0, 0); }, "divisor 0"},
       {"divisor -1", [](Plan& p) { a_launch(p).grid[0] = scaled(1, 0, -1); }, "divisor -1"},
-      {"quantity's symbol", [](Plan& p) { a_launch(p).shared = scaled(1, 3); }, "symbol 3"},
+      {"quantity's symbol", [](Plan& p) { a_launch(p).shared = scaled(1, 4); }, "symbol 4"},
       {"argument's kind", [](Plan& p) { a_launch(p).arguments[0].kind = ArgumentKind{6}; },
        "kind 6 is unknown"},
       {"argument's input", [](Plan& p) { a_launch(p).arguments[0].tensor = 2; }, "input 2"},
@@ -262,7 +267,7 @@ void test_changed_files() {
 void test_symbols() {
   const Plan plan = sample_plan();
   const auto symbols = evaluate_symbols(plan, {{2, 100, 64}, {2, 101}}, {{2, 100, 64}});
-  CHECK(symbols == std::vector<std::int64_t>({2, 101, 200}));
+  CHECK(symbols == std::vector<std::int64_t>({2, 101, 200, 2}));
   using Shapes = std::vector<Dimensions>;
   struct BadShapes {
     const char* name;
@@ -286,12 +291,50 @@ void test_symbols() {
     CHECK_THROWS(
         PlanError, [&] { evaluate_symbols(plan, bad.inputs, bad.outputs); }, bad.message, bad.name);
   }
-  CHECK(evaluate_symbols(plan, {{4096}, {0, 0}}, {{0, 5}})[0] == 4096);
+  CHECK(evaluate_symbols(plan, {{4096}, {4096, 0}}, {{0, 5}})[0] == 4096);
   Plan single = plan;
   single.checks = {Check{1, 64, 64}};
   CHECK_THROWS(
       PlanError, [&] { evaluate_symbols(single, {{1}, {1, 65}}, {{1, 1}}); }, "made for 64;",
       "one value wanted");
+}
+
+// A size that covers a length: 1, or as long, or longer.
+void test_covers() {
+  struct Size {
+    std::int64_t size;
+    std::int64_t length;
+    bool fits;
+  };
+  const std::vector<Size> sizes = {
+      {20, 20, true}, {21, 20, true}, {1, 20, true}, {19, 20, false},    {2, 20, false},
+      {0, 20, false}, {0, 1, false},  {0, 0, true},  {1, 0, true},       {5, 0, true},
+      {1, 1, true},   {2, 1, true},   {1, 2, true},  {4095, 4096, false}};
+  const Plan plan = sample_plan();
+  for (const Size& one : sizes) {
+    const auto evaluated = [&] { evaluate_symbols(plan, {{one.length}, {one.size, 1}}, {{1, 1}}); };
+    const std::string name = std::to_string(one.size) + " for " + std::to_string(one.length);
+    if (one.fits) {
+      evaluated();
+    } else {
+      CHECK_THROWS(PlanError, evaluated, "symbol rows (input 1) is " + std::to_string(one.size),
+                   name);
+      CHECK_THROWS(PlanError, evaluated, "1 or at least B = " + std::to_string(one.length), name);
+    }
+  }
+  const auto message = [&](const Quantity& length) {
+    Plan other = plan;
+    other.covers = {Cover{3, length}};
+    return message_of<PlanError>([&] { evaluate_symbols(other, {{7}, {2, 100}}, {{2, 3}}); },
+                                 "cover", __FILE__, __LINE__);
+  };
+  CHECK(message(constant(12)) ==
+        "symbol rows (input 1) is 2, StofMaskedAttention wants 1 or at least 12; give the node "
+        "inputs whose sizes fit each other");
+  CHECK_CONTAINS(message(scaled(1, 0)), "wants 1 or at least B = 7; give");
+  CHECK_CONTAINS(message(Quantity{{Term{4, {Ceil{0, 1}, Ceil{1, 64}}}, Term{3, {}}}}),
+                 "at least 4 * B * ceil(S/64) + 3 = 59; give");
+  CHECK_CONTAINS(message(scaled(kMax, 0)), "larger than 2^63 - 1");
 }
 
 void test_quantities() {
@@ -371,6 +414,7 @@ int main() {
   stof::tests::test_random_payloads();
   stof::tests::test_changed_files();
   stof::tests::test_symbols();
+  stof::tests::test_covers();
   stof::tests::test_quantities();
   stof::tests::test_variants();
   stof::tests::test_buckets();

@@ -77,6 +77,12 @@ class AttentionNode:
         return tuple(tensor.dtype for tensor in self.inputs)
 
     @property
+    def sizes(self) -> dict[str, Quantity]:
+        """What the mask program's indices run to: B, H, Sq and Sk."""
+        heads = Quantity.of(self.record.num_heads)
+        return {"H": heads, **{name: Quantity.of(name) for name in ("B", "Sq", "Sk")}}
+
+    @property
     def symbols(self) -> tuple[Symbol, ...]:
         """B, Sq, Sk, the widths of rows in BSHD layout, heads and head dims in BHSD."""
         symbols = [

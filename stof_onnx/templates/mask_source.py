@@ -14,7 +14,7 @@ Names in it are numbered: no text of a model gets into the source.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +26,7 @@ from stof_onnx.ir.expr.ops import OPS
 from stof_onnx.ir.mask.program import K_INDEX, Q_INDEX, MaskProgram, Operand
 from stof_onnx.ir.operators.mask_table import OUTPUT_NAMES
 from stof_onnx.ir.operators.masked_attention import TableInput
-from stof_onnx.ir.plan import DataType, Symbol
+from stof_onnx.ir.plan import Cover, DataType, Quantity, Symbol
 from stof_onnx.templates.integer_range import fits_int32
 from stof_onnx.templates.signature import C_TYPES, Parameter, int32, pointer
 
@@ -47,8 +47,10 @@ class MaskSource:
         text: the definition of ``struct Mask``.
         parameters: kernel parameters that its members are made of.
         value: expression that makes a Mask of them, and of ``B``, ``H``, ``Sq`` and ``Sk``.
-        symbols: what the parameters' quantities use, besides B, Sq and Sk.
+        symbols: what the parameters' quantities and the covers use, besides B, Sq and Sk.
         tables: how many table loads remember their tile (kTables).
+        reads: which axes are read from their first element on: the symbol of the axis's size,
+            and which of B, H, Sq and Sk says how many elements.
     """
 
     text: str
@@ -56,6 +58,18 @@ class MaskSource:
     value: str
     symbols: tuple[Symbol, ...]
     tables: int
+    reads: tuple[tuple[str, str], ...]
+
+    def covers(self, sizes: Mapping[str, Quantity]) -> tuple[Cover, ...]:
+        """What must hold of the operands' shapes.
+
+        The kernels clamp indices to the tensor, so that an axis of size 1 broadcasts; without
+        this, another one that is too short would silently repeat its last element.
+
+        Args:
+            sizes: B, H, Sq and Sk.
+        """
+        return tuple(Cover(symbol, sizes[name]) for symbol, name in self.reads)
 
 
 def mask_source(
@@ -82,6 +96,9 @@ def mask_source(
     bias = program.bias if use_bias else None
     parts = [part for part in (program.keep if table is None else None, bias) if part is not None]
     used = {load.source for part in parts for load in loads(part)}
+    # Behind a run-time table, too, keep's operands are inputs of the node: what the table was
+    # made from.
+    reads = [load for part in (program.keep, bias) if part is not None for load in loads(part)]
     members = _Members(program, types, first_input, used, table)
     keep = _Function(members)
     keep_result = keep.emit(program.keep) if table is None else keep.read_table(table)
@@ -101,12 +118,14 @@ def mask_source(
         result = function.emit(bias)
         lines += ["", *_method("float bias(T b, T h, T q, T k) const", function, result)]
     values = [*members.values, *_SIZES]
+    covered = members.covered(reads)
     return MaskSource(
         "\n".join([*lines, "};"]),
         tuple(members.parameters),
         f"Mask{{{', '.join(values)}}}",
-        tuple(members.symbols),
+        tuple(dict.fromkeys([*members.symbols, *(symbol for symbol, _ in covered)])),
         keep.cursors,
+        tuple((symbol.name, size) for symbol, size in covered),
     )
 
 
@@ -136,6 +155,7 @@ class _Members:
     values: list[str] = field(default_factory=list)
     parameters: list[Parameter] = field(default_factory=list)
     symbols: list[Symbol] = field(default_factory=list)
+    axes: dict[str, tuple[Symbol, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         position = self.first_input
@@ -143,11 +163,28 @@ class _Members:
             self.operands[operand.name] = operand
             self.names[operand.name] = f"operand{number}"
             is_table = operand.kind == "block_table"
+            if not is_table:
+                self.axes[operand.name] = tuple(
+                    Symbol(f"operand{number}_size{axis}", "input", position, (axis,))
+                    for axis in range(operand.rank)
+                )
             if operand.name in self.used:
                 (self._add_table if is_table else self._add_tensor)(operand, position)
             position += len(ARRAY_NAMES) if is_table else 1
         if self.table is not None:
             self._add_run_time_table(self.table, position)
+
+    def covered(self, reads: Sequence[Load]) -> list[tuple[Symbol, str]]:
+        """The axes of tensors that are read at exactly b, h, q or k, and how far these run.
+
+        Other indices, such as gathered ones, are the model's own business.
+        """
+        found: dict[tuple[Symbol, str], None] = {}
+        for load in reads:
+            for symbol, index in zip(self.axes.get(load.source, ()), load.index, strict=False):
+                if isinstance(index, Var) and index.name in _INDICES:
+                    found[symbol, _SIZES[_INDICES.index(index.name)]] = None
+        return list(found)
 
     def _add_tensor(self, operand: Operand, position: int) -> None:
         name = self.names[operand.name]
@@ -160,12 +197,9 @@ class _Members:
         self.types[operand.name] = dtype
         self.declarations.append(f"stof::Tensor<{C_TYPES[dtype]}, {operand.rank}> {name}")
         self.parameters.append(pointer(name, dtype, "input", position))
-        sizes = []
-        for axis in range(operand.rank):
-            size = f"{name}_size{axis}"
-            self.symbols.append(Symbol(size, "input", position, (axis,)))
-            self.parameters.append(int32(size, size))
-            sizes.append(size)
+        sizes = [symbol.name for symbol in self.axes[operand.name]]
+        self.symbols += self.axes[operand.name]
+        self.parameters += [int32(size, size) for size in sizes]
         self.values.append(f"{{{name}, {{{', '.join(sizes)}}}}}")
 
     def _add_table(self, operand: Operand, position: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from stof_onnx.ir.operators.mask_table import OUTPUT_NAMES, MaskTable
-from stof_onnx.ir.plan import DataType, Launch, Quantity, Symbol, Tactic
+from stof_onnx.ir.plan import Cover, DataType, Launch, Quantity, Symbol, Tactic
 from stof_onnx.ir.plan.records import Kernel
 from stof_onnx.ir.target import Target
 from stof_onnx.templates.mask_source import MaskSource, mask_source
@@ -127,6 +127,11 @@ def launch(node: TableNode, parameters: Parameters, kernel: Kernel) -> Launch:
 def symbols(node: TableNode) -> tuple[Symbol, ...]:
     """What the launch's quantities use."""
     return (*node.symbols, *_source(node).symbols)
+
+
+def covers(node: TableNode) -> tuple[Cover, ...]:
+    """Which axes of the operands are broadcast or read to a known length."""
+    return _source(node).covers(node.sizes)
 
 
 def workspace(node: TableNode, parameters: Parameters) -> Quantity:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stof_onnx.ir.operators.masked_attention import MaskedAttention
-from stof_onnx.ir.plan import DataType, Launch, Quantity, Symbol, Tactic
+from stof_onnx.ir.plan import Cover, DataType, Launch, Quantity, Symbol, Tactic
 from stof_onnx.ir.plan.records import Kernel
 from stof_onnx.ir.target import Target
 from stof_onnx.templates.attention_node import ELEMENT_TYPES, FIRST_OPERAND, AttentionNode
@@ -229,3 +229,8 @@ def workspace(node: AttentionNode, parameters: Parameters) -> Quantity:
 def max_dynamic_shared(node: AttentionNode, parameters: Parameters) -> int:
     """The most bytes of dynamic shared memory that a launch asks for."""
     return shared_bytes(node, parameters)
+
+
+def covers(node: AttentionNode) -> tuple[Cover, ...]:
+    """Which axes of the mask's operands are broadcast or read to a known length."""
+    return _source(node).covers(node.sizes)

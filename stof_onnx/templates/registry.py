@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from stof_onnx.ir.operators import mask_table, masked_attention
-from stof_onnx.ir.plan import DataType, Kernel, Launch, Quantity, Range, Symbol, Tactic
+from stof_onnx.ir.plan import Cover, DataType, Kernel, Launch, Quantity, Range, Symbol, Tactic
 from stof_onnx.ir.target import Target
 from stof_onnx.templates import mask_table as mask_table_template
 from stof_onnx.templates import masked_attention_mma
@@ -61,6 +61,9 @@ class Template(Protocol):
 
     def symbols(self, node: Any) -> tuple[Symbol, ...]:
         """What the launch's quantities use."""
+
+    def covers(self, node: Any) -> tuple[Cover, ...]:
+        """Which axes of the mask's operands are broadcast or read to a known length."""
 
     def workspace(self, node: Any, parameters: Any) -> Quantity:
         """Bytes of workspace."""

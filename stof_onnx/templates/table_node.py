@@ -48,6 +48,12 @@ class TableNode:
         return Quantity.of("B" if self._has_batches else 1)
 
     @property
+    def sizes(self) -> dict[str, Quantity]:
+        """What the program's indices run to: B, H, Sq and Sk."""
+        heads = Quantity.of(self.record.num_heads)
+        return {"B": self.batches, "H": heads, "Sq": Quantity.of("Sq"), "Sk": Quantity.of("Sk")}
+
+    @property
     def symbols(self) -> tuple[Symbol, ...]:
         """B unless it is 1, Sq, Sk, and the number of tiles."""
         sizes = zip(("B", "Sq", "Sk"), self.record.size_axes, strict=True)

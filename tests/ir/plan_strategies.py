@@ -12,6 +12,7 @@ from stof_onnx.ir.plan import (
     Argument,
     Bucket,
     Ceil,
+    Cover,
     DataType,
     Float32,
     Int32,
@@ -96,7 +97,7 @@ def attention_plan() -> Plan:
     return Plan(
         operator="StofMaskedAttention",
         producer="stof-onnx 0.1.0",
-        input_types=(DataType.HALF, DataType.HALF),
+        input_types=(DataType.HALF, DataType.HALF, DataType.INT8),
         output_types=(DataType.HALF,),
         symbols=(
             Symbol("B", "input", 0, (0,)),
@@ -104,6 +105,8 @@ def attention_plan() -> Plan:
             Symbol("Sq", "input", 0, (2,)),
             Symbol("Sk", "input", 1, (2,)),
             Symbol("rows", "output", 0, (0, 1, 2)),
+            Symbol("mask_heads", "input", 2, (1,)),
+            Symbol("mask_keys", "input", 2, (2,)),
         ),
         checks=(Range("H", 12, 12), Range("Sk", 1, 2**31 - 1)),
         variants=tuple(
@@ -116,6 +119,7 @@ def attention_plan() -> Plan:
             )
             for target in targets
         ),
+        covers=(Cover("mask_keys", Sk), Cover("mask_heads", H)),
     )
 
 
@@ -154,6 +158,10 @@ def quantities(symbols: list[str]) -> st.SearchStrategy[Quantity]:
 def _ranges(symbols: list[str]) -> st.SearchStrategy[Range]:
     bounds = st.tuples(_INT64, _INT64).map(sorted)
     return st.builds(lambda name, pair: Range(name, *pair), st.sampled_from(symbols), bounds)
+
+
+def _covers(symbols: list[str]) -> st.SearchStrategy[Cover]:
+    return st.builds(Cover, st.sampled_from(symbols), quantities(symbols))
 
 
 def _arguments(inputs: int, outputs: int, symbols: list[str]) -> st.SearchStrategy[Argument]:
@@ -225,6 +233,7 @@ def plans(draw: st.DrawFn) -> Plan:
         symbols=symbols,
         checks=draw(_tuples(_ranges(names))) if names else (),
         variants=variants,
+        covers=draw(_tuples(_covers(names))) if names else (),
     )
 
 
@@ -247,17 +256,20 @@ NEAR_MISSES: list[tuple[Path, Any, Any, str]] = [
     (("operator",), " ", "\x1f", "operator '"),
     (("producer",), "~", "\x7f", "producer '"),
     (("outputs",), 1, 0, "outputs 0; wanted 1 to"),
-    (("inputs",), 2, 3, "types of 3 elements; wanted 4"),
-    (("types",), [8, 0, 1], [8, 0], "types of 2 elements; wanted 3"),
-    (("types", 2), 8, 9, "types[2] 9; wanted 0 to 8"),
+    (("inputs",), 3, 4, "types of 4 elements; wanted 5"),
+    (("types",), [8, 0, 2, 1], [8, 0, 2], "types of 3 elements; wanted 4"),
+    (("types", 3), 8, 9, "types[3] 9; wanted 0 to 8"),
     (("symbols", 0, "name"), "b", "", "symbols[0].name ''"),
     (("symbols", 0, "name"), "h", "H", "symbols of which two are named 'H'"),
-    (("symbols", 0, "tensor"), 1, 2, "symbols[0].tensor 2; wanted a number below 2"),
+    (("symbols", 0, "tensor"), 2, 3, "symbols[0].tensor 3; wanted a number below 3"),
     (("symbols", 4, "tensor"), 0, 1, "symbols[4].tensor 1; wanted a number below 1"),
     (("symbols", 0, "axes"), [0], [], "symbols[0].axes of 0 elements"),
     (("symbols", 0, "axes", 0), 7, 8, "symbols[0].axes[0] 8; wanted 0 to 7"),
-    (("checks", 0, "symbol"), 4, 5, "checks[0].symbol 5; wanted a number below 5"),
+    (("checks", 0, "symbol"), 6, 7, "checks[0].symbol 7; wanted a number below 7"),
     (("checks", 0, "min"), 12, 13, "checks[0] 13 to 12; wanted min <= max"),
+    (("covers", 0, "symbol"), 6, 7, "covers[0].symbol 7; wanted a number below 7"),
+    (("covers", 0, "length", 0, "parts", 0, "symbol"), 6, 7, "covers[0].length[0].parts[0].symbol"),
+    (("covers", 0, "length", 0, "parts", 0, "divisor"), 1, 0, "covers[0].length[0].parts[0].div"),
     (("images", 0), b"x", b"", "images[0] that is empty"),
     (("variants",), ..., [], "variants of 0 elements"),
     (("variants", 0, "target"), "sm_81", "", "variants[0].target ''"),
@@ -273,14 +285,14 @@ NEAR_MISSES: list[tuple[Path, Any, Any, str]] = [
         [_RANGE],
         "variants[0].buckets[1].ranges that limit the last",
     ),
-    ((*_BUCKET, "ranges", 0, "symbol"), 4, 5, "variants[0].buckets[0].ranges[0].symbol 5"),
+    ((*_BUCKET, "ranges", 0, "symbol"), 6, 7, "variants[0].buckets[0].ranges[0].symbol 7"),
     ((*_BUCKET, "ranges", 0, "max"), 0, -1, "variants[0].buckets[0].ranges[0] 0 to -1"),
-    ((*_BUCKET, "workspace", 0, "parts", 0, "symbol"), 4, 5, "variants[0].buckets[0].workspace"),
+    ((*_BUCKET, "workspace", 0, "parts", 0, "symbol"), 6, 7, "variants[0].buckets[0].workspace"),
     ((*_BUCKET, "workspace", 0, "parts", 0, "divisor"), 1, 0, "variants[0].buckets[0].workspace"),
     ((*_BUCKET, "workspace", 0, "parts", 0, "divisor"), 1, -1, "variants[0].buckets[0].workspace"),
     ((*_BUCKET, "launches"), ..., [], "variants[0].buckets[0].launches of 0 elements"),
     ((*_LAUNCH, "kernel"), 2, 3, "variants[0].buckets[0].launches[0].kernel 3"),
-    ((*_LAUNCH, "grid", 1, 0, "parts", 1, "symbol"), 4, 5, "variants[0].buckets[0].launches[0]"),
+    ((*_LAUNCH, "grid", 1, 0, "parts", 1, "symbol"), 6, 7, "variants[0].buckets[0].launches[0]"),
     ((*_LAUNCH, "block", 1), 8, 9, "variants[0].buckets[0].launches[0].block 128 x 9 x 1"),
     ((*_LAUNCH, "block", 2), 1, 0, "variants[0].buckets[0].launches[0].block[2] 0"),
     (
@@ -289,16 +301,16 @@ NEAR_MISSES: list[tuple[Path, Any, Any, str]] = [
         [2**31, 2**31, 4],
         "variants[0].buckets[0].launches[0].block 2147483648 x",
     ),
-    ((*_LAUNCH, "shared", 0, "parts"), [], [{"symbol": 5, "divisor": 1}], "variants[0].buckets[0]"),
-    (_argument(0, "tensor"), 1, 2, "variants[0].buckets[0].launches[0].arguments[0].tensor 2"),
+    ((*_LAUNCH, "shared", 0, "parts"), [], [{"symbol": 7, "divisor": 1}], "variants[0].buckets[0]"),
+    (_argument(0, "tensor"), 2, 3, "variants[0].buckets[0].launches[0].arguments[0].tensor 3"),
     (_argument(0, "offset"), 0, -1, "variants[0].buckets[0].launches[0].arguments[0].offset -1"),
     (_argument(0, "alignment"), 2**31, 2**31 + 1, "variants[0].buckets[0].launches[0].arguments"),
     (_argument(0, "alignment"), 1, 0, "variants[0].buckets[0].launches[0].arguments[0].alignment"),
     (_argument(0, "alignment"), 32, 48, "variants[0].buckets[0].launches[0].arguments[0].align"),
     (_argument(2, "alignment"), 4, 3, "variants[0].buckets[0].launches[0].arguments[2].alignment"),
-    ((*_argument(2, "offset"), 0, "parts", 0, "symbol"), 4, 5, "variants[0].buckets[0].launches"),
-    ((*_argument(3, "value"), 0, "parts", 0, "symbol"), 4, 5, "variants[0].buckets[0].launches[0]"),
-    ((*_argument(4, "value"), 0, "parts", 0, "symbol"), 4, 5, "variants[0].buckets[0].launches[0]"),
+    ((*_argument(2, "offset"), 0, "parts", 0, "symbol"), 6, 7, "variants[0].buckets[0].launches"),
+    ((*_argument(3, "value"), 0, "parts", 0, "symbol"), 6, 7, "variants[0].buckets[0].launches[0]"),
+    ((*_argument(4, "value"), 0, "parts", 0, "symbol"), 6, 7, "variants[0].buckets[0].launches[0]"),
     (_argument(5, "value"), "inf", "nan", "variants[0].buckets[0].launches[0].arguments[5].value"),
 ]
 """Unsound values that both readers refuse, beside sound ones that they accept (...: as it is)."""

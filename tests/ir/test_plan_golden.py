@@ -1,7 +1,8 @@
 """A plan of format version 1 that never changes.
 
 If a test here fails, the layout has changed: then VERSION and docs/plan.md have to change with
-it, and this file. The bytes are written by hand from docs/plan.md.
+it, and this file. The bytes are written by hand from docs/plan.md. Covers came into version 1 on
+purpose, before its first release.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from stof_onnx.ir.plan import (
     VERSION,
     Bucket,
     Ceil,
+    Cover,
     DataType,
     Float32,
     Int32,
@@ -42,6 +44,10 @@ PAYLOAD = """
   01000000 72 01 00000000 02000000 00000000 01000000  "r", output 0, axes [0, 1]
 01000000                                            checks: 1
   01000000 feffffffffffffff 0c00000000000000        "r" in -2 ... 12
+02000000                                            covers: 2
+  00000000 01000000 0100000000000000 01000000       "Sq": 1 or at least 1 term of 1 part
+    01000000 0100000000000000                       r
+  01000000 01000000 0c00000000000000 00000000       "r": 1 or at least 12
 02000000                                            images: 2
   04000000 7f454c46
   01000000 70
@@ -127,6 +133,7 @@ def golden_plan() -> Plan:
             Variant("sm_90", (9, 0), "exact", (bucket, _simple(cubin))),
             Variant("p", (8, 0), "newer", (_simple(ptx),)),
         ),
+        covers=(Cover("Sq", Quantity.of("r")), Cover("r", Quantity.of(12))),
     )
 
 

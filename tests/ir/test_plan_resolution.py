@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stof_onnx.ir.errors import InputError
 from stof_onnx.ir.plan import (
+    Cover,
     Int32,
     Plan,
     Quantity,
@@ -30,7 +31,8 @@ from stof_onnx.ir.target import Target
 from tests.ir.plan_strategies import attention_bucket, attention_plan, plans
 
 PLAN = attention_plan()
-INPUTS = [(2, 12, 100, 64), (2, 12, 300, 64)]
+MASK = (2, 1, 300)
+INPUTS = [(2, 12, 100, 64), (2, 12, 300, 64), MASK]
 OUTPUTS = [(2, 12, 100, 64)]
 
 
@@ -109,18 +111,18 @@ def test_launches_are_as_computed_by_hand() -> None:
     ("batch", "queries", "tile"), [(8, 64, 16), (8, 65, 64), (9, 64, 64), (1, 0, 16), (0, 1, 64)]
 )
 def test_the_first_bucket_that_fits_is_taken(batch: int, queries: int, tile: int) -> None:
-    shapes = [(batch, 12, queries, 64), (batch, 12, 300, 64)]
+    shapes = [(batch, 12, queries, 64), (batch, 12, 300, 64), MASK]
     assert resolve(PLAN, (8, 0), shapes, [shapes[0]]).bucket.tactic["tile_q"] == tile
 
 
 @pytest.mark.parametrize("shape", [(0, 12, 100, 64), (2, 12, 0, 64)])
 def test_empty_grids_are_skipped(shape: tuple[int, ...]) -> None:
-    assert launches(PLAN, (8, 0), [shape, INPUTS[1]], [shape]) == ()
+    assert launches(PLAN, (8, 0), [shape, *INPUTS[1:]], [shape]) == ()
 
 
 def test_symbols_are_products_of_dimensions() -> None:
     assert evaluate_symbols(PLAN, INPUTS, OUTPUTS) == {
-        "B": 2, "H": 12, "Sq": 100, "Sk": 300, "rows": 2400,
+        "B": 2, "H": 12, "Sq": 100, "Sk": 300, "rows": 2400, "mask_heads": 1, "mask_keys": 300,
     }  # fmt: skip
 
 
@@ -130,22 +132,69 @@ HUGE = 2**40
 @pytest.mark.parametrize(
     ("inputs", "outputs", "message"),
     [
-        (INPUTS[:1], OUTPUTS, "shapes of 1 inputs and 1 outputs; wanted 2 and 1"),
-        (INPUTS, [], "shapes of 2 inputs and 0 outputs; wanted 2 and 1"),
-        ([(2, 12), INPUTS[1]], OUTPUTS, "shape [2, 12] of input 0; wanted a dimension 2"),
-        ([(-1, 12, 1, 1), INPUTS[1]], OUTPUTS, "shape [-1, 12, 1, 1] of input 0"),
+        (INPUTS[:1], OUTPUTS, "shapes of 1 inputs and 1 outputs; wanted 3 and 1"),
+        (INPUTS, [], "shapes of 3 inputs and 0 outputs; wanted 3 and 1"),
+        ([(2, 12), INPUTS[1], MASK], OUTPUTS, "shape [2, 12] of input 0; wanted a dimension 2"),
+        ([(-1, 12, 1, 1), INPUTS[1], MASK], OUTPUTS, "shape [-1, 12, 1, 1] of input 0"),
         (INPUTS, [(HUGE, HUGE, 0, 1)], "rows overflows 64 bits"),
-        ([(2, 13, 100, 64), INPUTS[1]], OUTPUTS, "H = 13; wanted H = 12, as the plan"),
-        ([INPUTS[0], (2, 12, 0, 64)], OUTPUTS, "Sk = 0; wanted Sk in 1 ... 2147483647"),
-        ([(5462, 12, 1, 64), INPUTS[1]], OUTPUTS, "grid size B * H = 65544"),
-        ([(2, 12, HUGE, 64), INPUTS[1]], OUTPUTS, "grid size ceil(Sq/64) = 17179869184"),
-        ([(2, 12, 2**31, 64), INPUTS[1]], OUTPUTS, "32-bit argument Sq = 2147483648"),
+        ([(2, 13, 100, 64), INPUTS[1], MASK], OUTPUTS, "H = 13; wanted H = 12, as the plan"),
+        ([INPUTS[0], (2, 12, 0, 64), MASK], OUTPUTS, "Sk = 0; wanted Sk in 1 ... 2147483647"),
+        ([(5462, 12, 1, 64), INPUTS[1], MASK], OUTPUTS, "grid size B * H = 65544"),
+        ([(2, 12, HUGE, 64), INPUTS[1], MASK], OUTPUTS, "grid size ceil(Sq/64) = 17179869184"),
+        ([(2, 12, 2**31, 64), INPUTS[1], MASK], OUTPUTS, "32-bit argument Sq = 2147483648"),
     ],
     ids=str,
 )
 def test_shapes_that_a_plan_is_not_for_are_refused(inputs: Any, outputs: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
         launches(PLAN, (9, 0), inputs, outputs)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "fits"),
+    [
+        (20, 20, True), (21, 20, True), (1, 20, True), (19, 20, False), (2, 20, False),
+        (0, 20, False), (0, 1, False), (1, 1, True), (2, 1, True), (1, 2, True),
+        (2**31 - 2, 2**31 - 1, False),
+    ],
+)  # fmt: skip
+def test_an_axis_broadcasts_or_is_long_enough(size: int, length: int, fits: bool) -> None:
+    shapes = [INPUTS[0], (2, 12, length, 64), (2, 1, size)]
+    if fits:
+        assert evaluate_symbols(PLAN, shapes, OUTPUTS)["mask_keys"] == size
+        return
+    with pytest.raises(InputError) as caught:
+        evaluate_symbols(PLAN, shapes, OUTPUTS)
+    came, wanted = f"mask_keys = {size}", f"1 or at least Sk = {length}"
+    assert (
+        str(caught.value) == f"{came}; wanted {wanted}; give the node inputs whose sizes fit"
+        " each other"
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (Quantity.of(12), "mask_heads = 5; wanted 1 or at least 12; give the node"),
+        (Quantity.of("H"), "mask_heads = 5; wanted 1 or at least H = 12; give the node"),
+        (Quantity.of("Sk") * 2 + 3, "mask_heads = 5; wanted 1 or at least 2 * Sk + 3 = 603;"),
+        (Quantity.of("Sk") * 2**60, "1152921504606846976 * Sk overflows 64 bits"),
+        (Quantity.of(6), "mask_heads = 5; wanted 1 or at least 6"),
+        (Quantity.of(5), None),
+        (Quantity(), None),
+        (Quantity.of(-1), None),
+    ],
+    ids=str,
+)
+def test_an_axis_may_be_read_to_any_quantity(length: Quantity, message: str | None) -> None:
+    plan = dataclasses.replace(PLAN, covers=(Cover("mask_heads", length),))
+    shapes = [*INPUTS[:2], (2, 5, 7)]
+    if message is None:
+        evaluate_symbols(plan, shapes, OUTPUTS)
+        return
+    with pytest.raises(InputError) as caught:
+        evaluate_symbols(plan, shapes, OUTPUTS)
     assert str(caught.value).startswith(message)
 
 
@@ -220,11 +269,13 @@ def test_a_plan_is_described_for_people() -> None:
     plan = dataclasses.replace(PLAN, variants=PLAN.variants[2:])
     assert describe(plan).splitlines() == [
         "StofMaskedAttention, written by stof-onnx 0.1.0",
-        "HALF HALF -> HALF",
+        "HALF HALF INT8 -> HALF",
         "3 images, 63 B",
         "where B = input 0[0], H = input 0[1], Sq = input 0[2], Sk = input 1[2], "
-        "rows = output 0[0] * output 0[1] * output 0[2]",
+        "rows = output 0[0] * output 0[1] * output 0[2], mask_heads = input 2[1], "
+        "mask_keys = input 2[2]",
         "only if H = 12 and Sk in 1 ... 2147483647",
+        "only if mask_keys is 1 or at least Sk and mask_heads is 1 or at least H",
         "",
         "target sm_90: compute capability 9.0 only",
         "  kernel                entry         kind   registers  shared memory     size",
@@ -253,6 +304,7 @@ def test_a_description_says_what_is_not_known() -> None:
         symbols=(Symbol("B", "output", 0, (0,)),),
         checks=(Range("B", 1, 1),),
         variants=(variant,),
+        covers=(),
     )
     text = describe(plan)
     assert "\n-> HALF\n" in text
@@ -260,6 +312,7 @@ def test_a_description_says_what_is_not_known() -> None:
     assert "attention_64  ptx   unknown" in text
     assert "any shape: no parameters" in text
     assert "workspace" not in text
+    assert "only if B = 1\n\n" in text
 
 
 @given(plans())

@@ -9,6 +9,7 @@ import pytest
 
 from stof_onnx.ir.errors import MalformedNodeError
 from stof_onnx.ir.plan import (
+    Cover,
     Float32,
     Int32,
     Quantity,
@@ -62,7 +63,9 @@ def with_launch(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (replaced(checks=(Range("Sz", 0, 1),)), "of symbol 'Sz'; wanted B, H, Sq, Sk, rows"),
+        (replaced(checks=(Range("Sz", 0, 1),)), "of symbol 'Sz'; wanted B, H, Sq, Sk, rows, mask"),
+        (replaced(covers=(Cover("Sz", Quantity.of(1)),)), "of symbol 'Sz'; wanted B, H"),
+        (replaced(covers=(Cover("H", Quantity.of("Sz")),)), "of symbol 'Sz'; wanted B, H"),
         (replaced(symbols=()), "of symbol 'H'; wanted none, as it has no symbols"),
         (replaced(output_types=()), "outputs 0"),
         (replaced(operator="Größe"), "operator 'Größe'; wanted printable ASCII"),
@@ -92,7 +95,7 @@ RECORD = to_json(attention_plan())
     [
         ({"version": None}, "plan of version None"),
         ({"version": "1"}, "plan of version 1; wanted 1"),
-        ({"extra": 1}, "the payload of ['checks', 'extra'"),
+        ({"extra": 1}, "the payload of ['checks', 'covers', 'extra'"),
         ({"images": None}, "images None; wanted a list"),
         ({"images": ["?"]}, "images that can't be read"),
         ({"images": [1]}, "images that can't be read"),
@@ -100,10 +103,13 @@ RECORD = to_json(attention_plan())
         ({"images": []}, "kernels[0].image 0; wanted a number below 0"),
         ({"symbols": None}, "symbols None; wanted a list"),
         ({"symbols": [None]}, "symbols[0] None; wanted the fields name"),
-        ({"types": [True, 1, 1]}, "types[0] True; wanted an integer"),
-        ({"types": ["1", 1, 1]}, "types[0] '1'; wanted an integer"),
+        ({"types": [True, 1, 1, 1]}, "types[0] True; wanted an integer"),
+        ({"types": ["1", 1, 1, 1]}, "types[0] '1'; wanted an integer"),
         ({"checks": [{"symbol": 0, "min": 0}]}, "checks[0] of ['min', 'symbol']; wanted the"),
         ({"checks": [{"symbol": "B", "min": 0, "max": 1}]}, "checks[0].symbol 'B'"),
+        ({"covers": None}, "covers None; wanted a list"),
+        ({"covers": [{"symbol": 0}]}, "covers[0] of ['symbol']; wanted the fields symbol, length"),
+        ({"covers": [{"symbol": 0, "length": 1}]}, "covers[0].length 1; wanted a list"),
         ({"operator": b"x"}, "operator b'x'"),
     ],
     ids=str,

@@ -80,7 +80,7 @@ def make_plan(node, parameters=None):
     variant = Variant.of(Target.parse("sm_80"), (bucket,))
     plan = Plan(
         node.operator, "test", node.input_types, node.output_types, template.symbols(node),
-        node.checks, (variant,),
+        node.checks, (variant,), template.covers(node),
     )  # fmt: skip
     assert decode(encode(plan)) == plan
     return plan

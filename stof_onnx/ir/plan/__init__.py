@@ -21,6 +21,7 @@ from stof_onnx.ir.plan.quantities import Ceil, Quantity, Term, evaluate
 from stof_onnx.ir.plan.records import (
     Argument,
     Bucket,
+    Cover,
     DataType,
     Float32,
     Int32,
@@ -53,6 +54,7 @@ __all__ = [
     "Argument",
     "Bucket",
     "Ceil",
+    "Cover",
     "DataType",
     "Float32",
     "Int32",

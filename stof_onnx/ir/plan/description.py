@@ -25,8 +25,9 @@ def describe(plan: Plan) -> str:
     ]
     if plan.symbols:
         lines.append("where " + ", ".join(map(_symbol, plan.symbols)))
-    if plan.checks:
-        lines.append("only if " + " and ".join(map(str, plan.checks)))
+    for conditions in (plan.checks, plan.covers):
+        if conditions:
+            lines.append("only if " + " and ".join(map(str, conditions)))
     for variant in plan.variants:
         lines += ["", *_variant(variant)]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from stof_onnx.ir.plan.quantities import Ceil, Quantity, Term
 from stof_onnx.ir.plan.records import (
     Argument,
     Bucket,
+    Cover,
     DataType,
     Float32,
     Int32,
@@ -32,7 +33,7 @@ def to_document(plan: Plan) -> Document:
     """The plan in plain values, not checked.
 
     Raises:
-        MalformedNodeError: a quantity or range uses a symbol that the plan doesn't have.
+        MalformedNodeError: a quantity, range or cover uses a symbol that the plan doesn't have.
     """
     writer = _Writer(plan)
     types = [*plan.input_types, *plan.output_types]
@@ -52,6 +53,7 @@ def to_document(plan: Plan) -> Document:
             for symbol in plan.symbols
         ],
         "checks": writer.ranges(plan.checks),
+        "covers": [writer.cover(cover) for cover in plan.covers],
         "images": list(plan.images),
         "variants": [writer.variant(variant) for variant in plan.variants],
     }
@@ -91,6 +93,9 @@ class _Writer:
             {"symbol": self._symbol(bounds.symbol), "min": bounds.min, "max": bounds.max}
             for bounds in ranges
         ]
+
+    def cover(self, cover: Cover) -> Document:
+        return {"symbol": self._symbol(cover.symbol), "length": self._quantity(cover.length)}
 
     def _kernel(self, kernel: Kernel) -> Document:
         return {
@@ -141,7 +146,7 @@ class _Writer:
     def _symbol(self, name: str) -> int:
         if name not in self._symbols:
             known = ", ".join(self._symbols) or "none, as it has no symbols"
-            raise unsound("a quantity or range", f"of symbol {name!r}", known)
+            raise unsound("a quantity, range or cover", f"of symbol {name!r}", known)
         return self._symbols[name]
 
 
@@ -160,6 +165,7 @@ def from_document(document: Document) -> Plan:
         ),
         checks=reader.ranges(document["checks"]),
         variants=_tuple(reader.variant, document["variants"]),
+        covers=_tuple(reader.cover, document["covers"]),
     )
 
 
@@ -198,6 +204,9 @@ class _Reader:
         return tuple(
             Range(self._symbols[entry["symbol"]], entry["min"], entry["max"]) for entry in entries
         )
+
+    def cover(self, entry: Document) -> Cover:
+        return Cover(self._symbols[entry["symbol"]], self._quantity(entry["length"]))
 
     def _kernel(self, entry: Document) -> Kernel:
         return Kernel(**{**entry, "image": self._images[entry["image"]]})

@@ -98,6 +98,7 @@ PLAN = Record(
         )
     ),
     checks=_RANGES,
+    covers=ListOf(Record(symbol=U32, length=_QUANTITY)),
     images=ListOf(Blob()),
     variants=ListOf(_VARIANT, at_least=1),
 )

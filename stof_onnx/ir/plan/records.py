@@ -69,6 +69,23 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Cover:
+    """An axis that broadcasts: of size 1, or at least as long as it is read.
+
+    Attributes:
+        symbol: the size of the axis.
+        length: how many of its elements are read where it isn't 1.
+    """
+
+    symbol: str
+    length: Quantity
+
+    def __str__(self) -> str:
+        """As "mask_keys is 1 or at least Sk"."""
+        return f"{self.symbol} is 1 or at least {self.length}"
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A function of a compiled image.
 
@@ -256,6 +273,7 @@ class Plan:
         symbols: what the quantities may use.
         checks: must hold for any shape; the plan doesn't fit the node otherwise.
         variants: one a target.
+        covers: must hold for any shape; the node's inputs don't fit each other otherwise.
     """
 
     operator: str
@@ -265,6 +283,7 @@ class Plan:
     symbols: tuple[Symbol, ...]
     checks: tuple[Range, ...]
     variants: tuple[Variant, ...]
+    covers: tuple[Cover, ...] = ()
 
     @cached_property
     def images(self) -> tuple[bytes, ...]:

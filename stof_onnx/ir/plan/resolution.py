@@ -152,7 +152,7 @@ def evaluate_symbols(
 
     Raises:
         InputError: another number of tensors, a tensor of too low a rank, a negative
-            dimension, an overflow, or a check that doesn't hold.
+            dimension, an overflow, or a check or cover that doesn't hold.
     """
     counts = (len(input_shapes), len(output_shapes))
     wanted = (len(plan.input_types), len(plan.output_types))
@@ -176,6 +176,15 @@ def evaluate_symbols(
                 f"{check.symbol} = {values[check.symbol]}",
                 f"{check}, as the plan was made for",
                 "run `stof-onnx optimize` again for these shapes",
+            )
+    for cover in plan.covers:
+        size, length = values[cover.symbol], evaluate(cover.length, values)
+        if size != 1 and size < length:
+            name = str(cover.length)
+            raise InputError(
+                f"{cover.symbol} = {size}",
+                f"1 or at least {name}" + ("" if name == str(length) else f" = {length}"),
+                "give the node inputs whose sizes fit each other",
             )
     return values
 

@@ -26,6 +26,7 @@ def check_document(document: Document) -> None:
     _check_different("symbols", [symbol["name"] for symbol in document["symbols"]])
     rules = _Rules(len(document["symbols"]), len(document["images"]), tensors)
     rules.ranges("checks", document["checks"])
+    rules.covers("covers", document["covers"])
     for i, variant in enumerate(document["variants"]):
         rules.variant(f"variants[{i}]", variant)
     _check_different("variants", [variant["target"] for variant in document["variants"]])
@@ -70,6 +71,11 @@ class _Rules:
             if bounds["min"] > bounds["max"]:
                 came = f"{bounds['min']} to {bounds['max']}"
                 raise unsound(f"{where}[{i}]", came, "min <= max")
+
+    def covers(self, where: str, covers: Sequence[Document]) -> None:
+        for i, cover in enumerate(covers):
+            _check_index(f"{where}[{i}].symbol", cover["symbol"], self._symbols)
+            self._quantity(f"{where}[{i}].length", cover["length"])
 
     def _bucket(self, where: str, bucket: Document, kernels: int) -> None:
         self.ranges(f"{where}.ranges", bucket["ranges"])
