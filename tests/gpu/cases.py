@@ -15,12 +15,20 @@ from stof_onnx.ir.block_table import BlockTable
 from stof_onnx.ir.operators.masked_attention import MaskedAttention
 from stof_onnx.ir.operators.tensor_info import ONNX_TYPES, TensorInfo
 from stof_onnx.templates.attention_node import AttentionNode
-from tests.gpu.masks import BIGBIRD_LENGTH, EMPTY_ROW_FAMILIES, FAMILIES, FLOAT32_MIN
+from tests.gpu.masks import (
+    ALL_FAMILIES,
+    BIGBIRD_LENGTH,
+    EMPTY_ROW_FAMILIES,
+    FAMILIES,
+    FLOAT16_MIN,
+    FLOAT32_MIN,
+    HIDING_FAMILIES,
+    SETTINGS,
+)
 from tests.gpu.problem import Problem
 from tests.ir.attention_cases import PLACES, Array, Mask, Place, Sizes
 
 DTYPES = ("float16", "bfloat16", "float32")
-FLOAT16_MIN = float(np.finfo(np.float16).min)
 BFLOAT16_MIN = -(2.0**127) * (2 - 2.0**-7)
 
 
@@ -153,8 +161,7 @@ def node_of(case: Case) -> Node:
     config, (batch, queries, keys) = case.config, case.shape
     sizes = Sizes(batch, *config.heads, queries, keys, *config.dims)
     rng = np.random.default_rng([batch, queries, keys, *config.dims, *config.heads])
-    families = {**FAMILIES, **EMPTY_ROW_FAMILIES}
-    mask = families[config.family](sizes, rng)
+    mask = ALL_FAMILIES[config.family](sizes, rng)
     mask = replace(mask, program=replace(mask.program, **dict(config.program)))
     tensors = _query_key_value(config, sizes, rng)
     layout = LAYOUTS[config.layout]
@@ -174,8 +181,8 @@ def node_of(case: Case) -> Node:
         keep=mask.keep,
         bias=mask.bias,
         scale=record.scale,
-        empty_row=record.mask.empty_row(config.score_dtype),
         fill=record.mask.fill,
+        fill_is_added=record.mask.fill_mode == "add",
         score_dtype=config.score_dtype,
         nan_to_zero=record.mask.nan_to_zero,
     )
@@ -324,7 +331,52 @@ def _number_cases() -> Iterator[Case]:
         yield Case(Config("sliding_window", dtype, dims=(36, 36)), (2, 129, 129))
 
 
-CASES: tuple[Case, ...] = (*_covering_cases(), *_empty_row_cases(), *_number_cases())
+def hiding_configs() -> Iterator[Config]:
+    """Biases that hide what is kept beside a finite fill, which then decides."""
+    for family, dtype in itertools.product(HIDING_FAMILIES, DTYPES):
+        # Integers: scores are exact, however they are rounded on the way.
+        config = Config(family, dtype, scale=0.5, integers=True, dims=(40, 40))
+        for mode in ("replace", "add"):
+            yield replace(config, program=_program(fill=FLOAT32_MIN, fill_mode=mode))
+    zero = _program(fill=FLOAT32_MIN, nan_to_zero=True)
+    for family in ("hidden_infinite", "hidden_rows"):
+        yield Config(family, "float32", scale=0.5, integers=True, program=zero)
+    lowest = {"float16": FLOAT16_MIN, "bfloat16": BFLOAT16_MIN}
+    for (dtype, fill), mode in itertools.product(lowest.items(), ("replace", "add")):
+        for family in ("hidden_float16", "hidden_infinite"):
+            config = Config(family, dtype, score_dtype=dtype, scale=0.5, integers=True)
+            yield replace(config, program=_program(fill=fill, fill_mode=mode))
+    mean = _program(fill=FLOAT32_MIN, fill_mode="add")
+    for dtype in DTYPES:  # any numbers: the lowest one swallows them
+        yield Config("hidden_lowest", dtype, (1, 4), (33, 33), program=mean)
+
+
+def _long_cases() -> Iterator[Case]:
+    """More tiles of keys than a block has threads: its list of tiles is filled more than once."""
+    mean = _program(fill=FLOAT32_MIN)
+    for dtype in DTYPES:
+        for family in ("no_mask", "causal_end", "padding_holes"):
+            yield Case(Config(family, dtype, (1, 2), (32, 32)), (1, 70, 8300))
+    for family in ("hidden_lowest", "padding_everything"):
+        yield Case(Config(family, heads=(1, 1), dims=(32, 32), program=mean), (2, 70, 8300))
+    yield Case(Config("distance_bias", "float32", (1, 1), (32, 32)), (1, 70, 16500))
+
+
+def _setting_cases() -> Iterator[Case]:
+    """Every setting of the kernel, also where its list of tiles is filled more than once."""
+    for family, dtype in itertools.product(SETTINGS, DTYPES):
+        yield Case(Config(family, dtype), (2, 70, 130))
+        yield Case(Config(family, dtype, dims=(33, 40)), (1, 130, 1000))
+
+
+CASES: tuple[Case, ...] = (
+    *_covering_cases(),
+    *_empty_row_cases(),
+    *_number_cases(),
+    *(Case(config, (2, 65, 130)) for config in hiding_configs()),
+    *_long_cases(),
+    *_setting_cases(),
+)
 
 
 def configs_of(cases: Iterable[Case]) -> tuple[Config, ...]:

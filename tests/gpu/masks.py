@@ -73,7 +73,7 @@ WINDOW = 70
 BIGBIRD_LENGTH = 330
 TABLE_LENGTH = 1024
 FLOAT32_MIN = float(np.finfo(np.float32).min)
-
+FLOAT16_MIN = float(np.finfo(np.float16).min)
 
 FIRST_GROUP = integer(0)
 _WIDTH = integer(WINDOW)
@@ -235,8 +235,7 @@ def bias_with_lowest(s: Sizes, rng: np.random.Generator) -> Mask:
 
 def bias_float16(s: Sizes, rng: np.random.Generator) -> Mask:
     """A float16 bias [H, Sq, Sk] with float16's lowest number."""
-    lowest = float(np.finfo(np.float16).min)
-    return _bias(s, rng, (s.heads, s.queries, s.keys), lowest, np.float16)
+    return _bias(s, rng, (s.heads, s.queries, s.keys), FLOAT16_MIN, np.float16)
 
 
 def bias_all_hidden(s: Sizes, rng: np.random.Generator) -> Mask:
@@ -266,6 +265,61 @@ def few_rows(s: Sizes, rng: np.random.Generator) -> Mask:
     return Mask(
         MaskProgram(ge(shifted, integer(0))), causal_keep(s.queries, s.keys, query_offset=-5)
     )
+
+
+# ---- biases that hide what the program keeps ---------------------------------------------------
+
+
+def hidden_lowest(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Causal, and a float mask [B, 1, 1, Sk] that pads with the lowest float32 number."""
+    return _hiding_keys(s, rng, FLOAT32_MIN, np.float32)
+
+
+def hidden_infinite(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Causal, and a float mask [B, 1, 1, Sk] that pads with -inf."""
+    return _hiding_keys(s, rng, -np.inf, np.float32)
+
+
+def hidden_float16(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Causal, and a float16 mask [B, 1, 1, Sk] that pads with float16's lowest number."""
+    return _hiding_keys(s, rng, FLOAT16_MIN, np.float16)
+
+
+def _hiding_keys(s: Sizes, rng: np.random.Generator, hidden: float, dtype: type) -> Mask:
+    # Padding on the left takes the first rows all they keep; the last batch has nothing else.
+    bias = (rng.integers(-16, 17, (s.batch, 1, 1, s.keys)) / 8).astype(dtype)
+    bias[:, :, :, : s.keys // 4 + 1] = hidden
+    bias[-1] = hidden
+    load = Load("bias", (B_INDEX, integer(0), integer(0), K_INDEX), "float")
+    program = MaskProgram(ge0(START), load, operands=(tensor("bias", 4),))
+    return Mask(program, causal_keep(s.queries, s.keys), (bias,), bias)
+
+
+def hidden_rows(s: Sizes, rng: np.random.Generator) -> Mask:
+    """A window, and a bias [B, 1, Sq, Sk] that hides by turns all, some or none of a row's keys."""
+    bias = (rng.integers(-16, 17, (s.batch, 1, s.queries, s.keys)) / 8).astype(np.float32)
+    keep = sliding_window_keep(s.queries, s.keys, window=9)
+    kept, row = np.broadcast_to(keep, bias.shape), np.arange(s.queries)[:, None] % 5
+    bias[kept & (row == 0)] = FLOAT32_MIN
+    bias[kept & (row == 1)] = -np.inf
+    bias[kept & (row == 2)] = np.where(rng.random(bias.shape) < 0.5, FLOAT32_MIN, -np.inf)[
+        kept & (row == 2)
+    ]
+    bias[kept & (row == 3) & (rng.random(bias.shape) < 0.5)] = FLOAT32_MIN
+    bias[~kept & (row < 3) & (rng.random(bias.shape) < 0.3)] = FLOAT32_MIN
+    load = Load("bias", (B_INDEX, integer(0), Q_INDEX, K_INDEX), "float")
+    edge = integer(9)
+    program = MaskProgram(
+        and_(ge0(add(START, edge)), ge0(sub(edge, START))), load, operands=(tensor("bias", 4),)
+    )
+    return Mask(program, keep, (bias,), bias)
+
+
+# ---- tables that only one setting of the kernel fits -------------------------------------------
+
+
+def _table_of(tile: tuple[int, int]) -> Family:
+    return lambda s, rng: _table(_tile_states(1), tile, s)
 
 
 FAMILIES: dict[str, Family] = {
@@ -309,3 +363,20 @@ EMPTY_ROW_FAMILIES: dict[str, Family] = {
     family.__name__: family for family in (few_rows, padding_everything, bias_all_hidden)
 }
 """Families with rows that see no key, for the rules of such rows."""
+
+HIDING_FAMILIES: dict[str, Family] = {
+    family.__name__: family
+    for family in (hidden_lowest, hidden_infinite, hidden_float16, hidden_rows)
+}
+"""Families with rows whose kept keys a bias hides."""
+
+SETTINGS: dict[str, tuple[int, int]] = {
+    "table_64x32": (64, 32),
+    "table_32x32": (32, 32),
+    "table_32x16": (32, 16),
+    "table_16x16": (16, 32),
+}
+"""Families of constant tables whose tiles, given here, only the named setting's fit best."""
+
+SETTING_FAMILIES: dict[str, Family] = {name: _table_of(tile) for name, tile in SETTINGS.items()}
+ALL_FAMILIES = {**FAMILIES, **EMPTY_ROW_FAMILIES, **HIDING_FAMILIES, **SETTING_FAMILIES}

@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 
 from tests.ir.attention_cases import Array
-from tests.reference.attention import EmptyRow, attention
+from tests.reference.attention import attention
 
 HIDING = -1000.0
-"""A bias below this hides; rows with nothing else depend on how score + bias is rounded."""
+"""A score below this is hidden; in rows of nothing else rounding decides what weighs how much."""
 
 
 class Equivalent(NamedTuple):
@@ -38,9 +38,9 @@ class Problem:
         query, key, value: in their own types.
         keep, bias: broadcast to [B, H, Sq, Sk].
         scale: factor of the scores.
-        empty_row: what a row without keys yields.
-        fill: what is added to the scores of a row without keys by the rule "softmax".
-        score_dtype: type to which scores are rounded when bias or fill are added.
+        fill: what the graph gives a pair that isn't kept.
+        fill_is_added: whether it is added to the score, not written over it.
+        score_dtype: type in which the graph holds scores.
         nan_to_zero: whether a row whose weights are NaN yields 0.
     """
 
@@ -50,8 +50,8 @@ class Problem:
     keep: Array
     bias: Array | None
     scale: float
-    empty_row: EmptyRow
     fill: float
+    fill_is_added: bool
     score_dtype: str
     nan_to_zero: bool
 
@@ -68,21 +68,34 @@ class Problem:
         return np.broadcast_to(self.keep, self.scores.shape)
 
     @cached_property
+    def _dense_bias(self) -> Array:
+        bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
+        return np.broadcast_to(bias, self.scores.shape)
+
+    @cached_property
+    def logits(self) -> Array:
+        """What the graph takes the softmax of, step by step in its own type, [B, H, Sq, Sk]."""
+        with np.errstate(over="ignore"):
+            scores = self._rounded(self._rounded(self.scores) + self._rounded(self._dense_bias))
+            fill = self._rounded(np.float64(self.fill))
+            filled = self._rounded(scores + fill) if self.fill_is_added else fill
+        return np.where(self.kept, scores, filled)
+
+    @cached_property
+    def seen(self) -> Array:
+        """Rows that see a key that isn't hidden, [B, H, Sq, 1]."""
+        scores = np.where(self.kept, self.scores + self._dense_bias, -np.inf)
+        return np.asarray(scores.max(axis=3, keepdims=True, initial=-np.inf) >= HIDING)
+
+    @cached_property
     def added(self) -> Array:
-        """What the mask adds to the scores of kept pairs, rounding included where it decides."""
-        shape = self.scores.shape
-        bias = np.zeros(shape)
-        if self.bias is not None:
-            bias = np.broadcast_to(self.bias, shape).astype(np.float64)
-        empty = ~self.kept.any(axis=3, keepdims=True)
-        hiding = (bias < HIDING) & np.isfinite(bias)
-        with np.errstate(over="ignore", invalid="ignore"):
-            rounded = self._rounded(self.scores + bias)
-            filled = self._rounded(rounded + self.fill)
-            bias = np.where(hiding, rounded - self.scores, bias)
-            if self.empty_row == "softmax":
-                bias = np.where(empty, filled - self.scores, bias)
-        return bias
+        """What makes logits of scores; -inf hides.
+
+        Where something is seen nothing depends on the rounding of scores, and pairs that aren't
+        kept have no weight. An implementation may be more precise than the graph there.
+        """
+        clear = np.where(self.kept, self._dense_bias, -np.inf)
+        return np.where(self.seen, clear, self.logits - self.scores)
 
     def _rounded(self, values: Array) -> Array:
         kind = ml_dtypes.bfloat16 if self.score_dtype == "bfloat16" else np.dtype(self.score_dtype)
@@ -91,36 +104,24 @@ class Problem:
     @cached_property
     def wanted(self) -> Array:
         """The oracle's answer in float64, [B, H, Sq, Dv]."""
-        kept, rule = self.kept, self.empty_row
-        if rule == "softmax":  # those rows attend to everything, with what is added to them
-            kept, rule = kept | ~kept.any(axis=3, keepdims=True), "nan"
-        with np.errstate(invalid="ignore"):
-            result = attention(
-                *(x.astype(np.float64) for x in (self.query, self.key, self.value)),
-                kept,
-                self.added,
-                scale=self.scale,
-                empty_row=rule,
-            )
-        return np.nan_to_num(result, nan=0.0) if self.nan_to_zero else result
+        weighs = self.added > -np.inf
+        return attention(
+            *(x.astype(np.float64) for x in (self.query, self.key, self.value)),
+            weighs,
+            np.where(weighs, self.added, 0.0),
+            scale=self.scale,
+            empty_row="zero" if self.nan_to_zero else "nan",
+        )
 
     @cached_property
     def equivalent(self) -> Equivalent:
         """The attention with a dense mask, for PyTorch."""
-        kept = self.kept
-        empty = ~kept.any(axis=3, keepdims=True)
-        if self.empty_row == "mean":
-            scores, shown = np.where(empty, 0.0, self.scores + self.added), kept | empty
-        else:
-            scores = self.scores + self.added
-            shown = kept | empty if self.empty_row == "softmax" else kept
-        mask = np.where(shown, self.added, -np.inf)
-        highest = np.where(shown, scores, -np.inf).max(axis=3, keepdims=True)
-        rows = np.isfinite(highest)
+        highest = self.added.max(axis=3, keepdims=True, initial=-np.inf)
+        rows = highest > -np.inf
         # Where everything is hidden alike, its own rounding has made the weights.
-        fixed = rows & ((mask.max(axis=3, keepdims=True) < HIDING) | empty)
-        with np.errstate(invalid="ignore"):
-            mask = np.where(fixed, np.where(shown, scores - highest, -np.inf), mask)
+        fixed = rows & ~self.seen
+        logits = np.where(fixed, self.logits, 0.0)
+        mask = np.where(fixed, logits - logits.max(axis=3, keepdims=True), self.added)
         mask = np.where(rows, mask, 0.0)
         query = np.where(fixed | ~rows, 0, self.query.astype(np.float64))
         return Equivalent(query.astype(self.query.dtype), mask, rows[..., 0])

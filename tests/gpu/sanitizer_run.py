@@ -38,6 +38,10 @@ CASES = (
     Case(Config("few_rows", "float16", program=MEAN), (1, 70, 130)),
     Case(Config("padding_everything", "float32", dims=(32, 32), program=ZERO), (2, 9, 70)),
     Case(Config("causal_end", "bfloat16", dims=(256, 256)), (1, 1, 65)),
+    # Kept keys that a bias hides; other tiles; a list of tiles that is filled twice.
+    Case(Config("hidden_lowest", "float16", program=MEAN), (2, 40, 70)),
+    Case(Config("table_32x16", "float32", dims=(32, 32)), (1, 40, 150)),
+    Case(Config("table_16x16", "bfloat16", dims=(33, 40)), (1, 20, 600)),
 )
 
 

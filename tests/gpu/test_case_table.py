@@ -7,9 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stof_onnx import planning
 from stof_onnx.ir.block_table import BlockTable
 from stof_onnx.ir.expr import evaluate
 from stof_onnx.ir.mask.program import index_grid
+from stof_onnx.ir.target import Target
+from stof_onnx.templates.masked_attention_mma import Parameters
 from tests.gpu.cases import (
     CASES,
     DIMS,
@@ -19,18 +22,20 @@ from tests.gpu.cases import (
     SHAPES,
     Case,
     Config,
+    hiding_configs,
     node_of,
     node_of_config,
 )
-from tests.gpu.masks import EMPTY_ROW_FAMILIES, FAMILIES, Family
+from tests.gpu.masks import ALL_FAMILIES, FAMILIES, SETTINGS, Family
 from tests.gpu.problem import Problem
+from tests.ir import attention_cases
 from tests.ir.attention_cases import Sizes, bshd
 
 SIZES = (Sizes(3, 2, 2, 70, 130), Sizes(1, 1, 4, 130, 70), Sizes(2, 2, 1, 1, 9))
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "x".join(map(str, s)))
-@pytest.mark.parametrize("family", [*FAMILIES.values(), *EMPTY_ROW_FAMILIES.values()])
+@pytest.mark.parametrize("family", ALL_FAMILIES.values())
 def test_program_and_dense_mask_agree(family: Family, sizes: Sizes) -> None:
     mask = family(sizes, np.random.default_rng(5))
     mask.program.validate()
@@ -51,7 +56,7 @@ def test_program_and_dense_mask_agree(family: Family, sizes: Sizes) -> None:
         )
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *EMPTY_ROW_FAMILIES])
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_node_is_the_same_at_every_shape(family: str) -> None:
     config = Config(family)
     node = node_of_config(config)
@@ -87,7 +92,7 @@ def _softmax_attention(problem: Problem) -> np.ndarray:
 @pytest.mark.parametrize(
     "config",
     [
-        *(Config(family) for family in (*FAMILIES, *EMPTY_ROW_FAMILIES)),
+        *(Config(family) for family in ALL_FAMILIES),
         *{case.config: 0 for case in CASES if case.config.program},
     ],
     ids=str,
@@ -101,6 +106,31 @@ def test_dense_equivalent_is_the_same_attention(config: Config) -> None:
     assert not np.isnan(wanted[rows]).any()
     special = wanted[~rows]
     assert (np.isnan(special) if not problem.nan_to_zero else special == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 21, 34), (2, 34, 21)], ids=str)
+@pytest.mark.parametrize(
+    "config", [config for config in hiding_configs() if config.dtype == "float32"], ids=str
+)
+def test_onnx_runtime_agrees_where_a_bias_hides(
+    config: Config, shape: tuple[int, int, int]
+) -> None:
+    """The expanded node, in the graph's own operators and type."""
+    node = node_of(Case(replace(config, dims=(16, 16), heads=(1, 2)), shape))
+    named = [(f"input_{i}", x) for i, x in enumerate(node.inputs)]
+    held = attention_cases.Node(node.record, named, set(), node.problem.wanted)
+    got = attention_cases.run(attention_cases.model_of(held), held)
+    heads = got.reshape(*got.shape[:2], node.record.num_heads, -1).swapaxes(1, 2)
+    np.testing.assert_allclose(heads, node.problem.wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", SETTINGS)
+def test_tables_force_every_setting(family: str, dtype: str) -> None:
+    node = node_of_config(Config(family, dtype, dims=(33, 40))).template_node
+    chosen = planning.choose(node, Target.parse("sm_90")).parameters
+    assert isinstance(chosen, Parameters)
+    assert family == f"table_{chosen.tile_q}x{chosen.tile_k}"
 
 
 def test_inputs_hold_nan_where_nothing_may_be_read() -> None:

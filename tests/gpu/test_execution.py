@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from stof_onnx.ir.target import Target
 from stof_onnx.plugin_host import PluginError
 from tests.gpu.cases import Case, Config, Node, node_of
+from tests.gpu.masks import FLOAT32_MIN
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,9 @@ TABLE = Config("bigbird", "float32", dims=(32, 32), layout="heads-first")
 # Nobody else may have loaded these kernels before: the scale makes them different ones.
 CAPTURED = Config("sliding_window", "float16", scale=0.34375)
 SHARED = Config("causal", "float16", scale=0.28125)
+# Rows that see no key yield the mean.
+MEAN = Config("causal", "float16", program=(("fill", FLOAT32_MIN),))
+MEAN_BESIDE_BIAS = Config("hidden_lowest", "float32", program=(("fill", FLOAT32_MIN),))
 CONFIGS = (CAUSAL, PADDED, TABLE, CAPTURED, SHARED)
 """What the fixture `plans` compiles for this module."""
 
@@ -181,7 +186,7 @@ def test_nothing_to_compute(shape: tuple[int, int, int], plans: Plans) -> None:
 
 @pytest.mark.parametrize("nan_to_zero", [False, True])
 def test_no_keys_at_all(nan_to_zero: bool, plans: Plans) -> None:
-    """Every query is then one that sees no key."""
+    """A matrix product over nothing is 0, whatever rows without keys yield otherwise."""
     from tests.gpu.harness import Engine, device_inputs
 
     config = Config("causal", "float16", program=(("nan_to_zero", nan_to_zero),))
@@ -190,7 +195,23 @@ def test_no_keys_at_all(nan_to_zero: bool, plans: Plans) -> None:
     (output,) = Engine.of(node.record, plans[config]).run(
         [query, key[:, :0].clone(), value[:, :0].clone()]
     )
-    assert bool((output == 0).all() if nan_to_zero else output.isnan().all())
+    assert bool((output == 0).all())
+
+
+@pytest.mark.parametrize("nan_to_zero", [False, True])
+@pytest.mark.parametrize("config", [MEAN, MEAN_BESIDE_BIAS], ids=str)
+def test_row_of_nan_stays_nan(config: Config, nan_to_zero: bool, plans: Plans) -> None:
+    """It has keys that weigh NaN: it isn't a row that sees none."""
+    from tests.gpu.harness import Engine, device_inputs
+
+    config = replace(config, program=(*config.program, ("nan_to_zero", nan_to_zero)))
+    node = node_of(Case(config, (2, 70, 70)))
+    inputs = device_inputs(node)
+    inputs[0][:, 41] = float("nan")
+    (output,) = Engine.of(node.record, plans[config]).run(inputs)
+    row = output[:, 41]
+    assert bool((row == 0).all() if nan_to_zero else row.isnan().all())
+    assert not bool(output[:, :41].isnan().any())
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])

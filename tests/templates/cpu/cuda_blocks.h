@@ -1,9 +1,12 @@
 // Runs a kernel on the CPU: its blocks one after the other, the threads of a block as fibers that
-// take turns at barriers and warp votes. Included before the kernel's source; tests/templates/
-// kernel_on_cpu.py is the other side.
+// take turns at barriers, votes and exchanges. Included before the kernel's source;
+// tests/templates/kernel_on_cpu.py is the other side.
+//
+// A warp runs as far as it can before the next one starts, so that whatever isn't kept apart by a
+// barrier happens in an order that a GPU rarely takes.
 //
 // What would hang or be undefined on a GPU ends the program: a barrier that not all threads of the
-// block reach, a vote that not all lanes of the warp reach.
+// block reach, a vote or an exchange that not all lanes of the warp reach.
 #pragma once
 
 #include <ucontext.h>
@@ -21,10 +24,16 @@
 #define __shared__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct uint2 {
   unsigned x;
   unsigned y;
+};
+
+struct float2 {
+  float x;
+  float y;
 };
 
 struct Position {
@@ -36,9 +45,22 @@ inline Position blockIdx{};
 namespace cpu {
 
 constexpr std::size_t kStack = 256 * 1024;
-constexpr int kWarp = 32;
+constexpr std::size_t kWarp = 32;
+constexpr std::size_t kMostThreads = 1024;
 
-enum class Waits { kNot, kForBlock, kForBallot, kForAny, kForAll, kForWarp, kForNothing };
+enum class Waits {
+  kNot,
+  kForBlock,
+  kForBlockVotes,
+  kForBallot,
+  kForAny,
+  kForAll,
+  kForWarp,
+  kForShuffle,
+  kForMatrices,
+  kForProducts,
+  kForNothing,
+};
 
 struct Fiber {
   ucontext_t context;
@@ -71,7 +93,16 @@ class Block {
       fiber.context.uc_link = &scheduler_;
       makecontext(&fiber.context, &Block::enter, 0);
     }
-    while (turn(backwards)) release();
+    current = this;
+    do {
+      const std::size_t warps = fibers_.size() / kWarp;
+      for (std::size_t i = 0; i < warps; ++i) {
+        const std::size_t first = (backwards ? warps - 1 - i : i) * kWarp;
+        do {
+          resume(first, backwards);
+        } while (release_warp(first));
+      }
+    } while (release_block());
   }
 
   // Called by a thread: comes back when all of its block or warp have called it, with their votes.
@@ -91,44 +122,51 @@ class Block {
     current->fibers_[threadIdx.x].waits = Waits::kForNothing;
   }
 
-  // Lets every thread run up to its next barrier; false if all were done.
-  bool turn(bool backwards) {
-    current = this;
-    bool any = false;
-    for (std::size_t i = 0; i < fibers_.size(); ++i) {
-      const std::size_t thread = backwards ? fibers_.size() - 1 - i : i;
+  // Lets every lane of a warp run up to where it waits.
+  void resume(std::size_t first, bool backwards) {
+    for (std::size_t i = 0; i < kWarp; ++i) {
+      const std::size_t thread = first + (backwards ? kWarp - 1 - i : i);
       if (fibers_[thread].waits != Waits::kNot) continue;
-      any = true;
       threadIdx.x = static_cast<unsigned>(thread);
       swapcontext(&scheduler_, &fibers_[thread].context);
     }
-    return any;
   }
 
-  // Lets those go on that everybody else has caught up with.
-  void release() {
-    bool all_done = true, released = false;
-    for (std::size_t first = 0; first < fibers_.size(); first += kWarp) {
-      const Waits what = fibers_[first].waits;
-      unsigned votes = 0;
-      for (std::size_t lane = 0; lane < kWarp; ++lane) {
-        const Fiber& fiber = fibers_[first + lane];
-        if (fiber.waits != what) fail("the lanes of a warp wait for different things");
-        if (fiber.vote) votes |= 1u << lane;
-      }
-      all_done = all_done && what == Waits::kForNothing;
-      if (what == Waits::kForNothing || what == Waits::kForBlock) continue;
-      released = true;
-      for (std::size_t lane = 0; lane < kWarp; ++lane) {
-        fibers_[first + lane].votes = votes;
-        fibers_[first + lane].waits = Waits::kNot;
-      }
+  // Lets a warp go on whose lanes have waited for each other only; false if it can't.
+  bool release_warp(std::size_t first) {
+    const Waits what = fibers_[first].waits;
+    unsigned votes = 0;
+    for (std::size_t lane = 0; lane < kWarp; ++lane) {
+      const Fiber& fiber = fibers_[first + lane];
+      if (fiber.waits != what) fail("the lanes of a warp wait for different things");
+      if (fiber.vote) votes |= 1u << lane;
     }
-    if (all_done || released) return;
+    if (what == Waits::kForNothing || is_for_block(what)) return false;
+    for (std::size_t lane = 0; lane < kWarp; ++lane) {
+      fibers_[first + lane].votes = votes;
+      fibers_[first + lane].waits = Waits::kNot;
+    }
+    return true;
+  }
+
+  // The same for the block; false if all of its threads are done.
+  bool release_block() {
+    const Waits what = fibers_[0].waits;
+    unsigned votes = 0;
+    for (const Fiber& fiber : fibers_) {
+      if (fiber.waits != what) fail("a barrier that not all threads reach");
+      votes += fiber.vote;
+    }
+    if (what == Waits::kForNothing) return false;
     for (Fiber& fiber : fibers_) {
-      if (fiber.waits != Waits::kForBlock) fail("a barrier that not all threads reach");
+      fiber.votes = votes;
       fiber.waits = Waits::kNot;
     }
+    return true;
+  }
+
+  static bool is_for_block(Waits what) {
+    return what == Waits::kForBlock || what == Waits::kForBlockVotes;
   }
 
   std::vector<Fiber> fibers_;
@@ -144,7 +182,8 @@ void launch(void (*kernel)(Arguments...), void** arguments, unsigned grid, unsig
             unsigned char* memory, std::size_t capacity, std::size_t shared, bool backwards,
             std::index_sequence<kIndices...>) {
   constexpr unsigned char kUntouched = 0xee;
-  if (threads % kWarp != 0 || shared > capacity) fail("a launch that this can't run");
+  if (threads % kWarp != 0 || threads > kMostThreads || shared > capacity)
+    fail("a launch that this can't run");
   Block block(threads);
   for (unsigned i = 0; i < grid; ++i) {
     blockIdx.x = i;
@@ -168,9 +207,25 @@ inline unsigned vote(Waits what, unsigned mask, bool value) {
   return Block::current->wait(what, value);
 }
 
+// Shows a thread's value to its warp: returns those of all lanes, which stay as they are up to the
+// thread's next exchange of this kind.
+template <Waits kWhat, class Value>
+const Value* exchange(const Value& value) {
+  static Value values[2][kMostThreads];
+  static unsigned turns[kMostThreads];
+  const unsigned thread = threadIdx.x;
+  Value* const shown = values[turns[thread]++ % 2];
+  shown[thread] = value;
+  vote(kWhat, 0xffffffffu, false);
+  return shown + thread / kWarp * kWarp;
+}
+
 }  // namespace cpu
 
 inline void __syncthreads() { cpu::Block::current->wait(cpu::Waits::kForBlock, false); }
+inline int __syncthreads_or(unsigned value) {
+  return cpu::Block::current->wait(cpu::Waits::kForBlockVotes, value != 0) != 0;
+}
 inline void __syncwarp() { cpu::vote(cpu::Waits::kForWarp, 0xffffffffu, false); }
 inline unsigned __ballot_sync(unsigned mask, bool value) {
   return cpu::vote(cpu::Waits::kForBallot, mask, value);
@@ -180,5 +235,9 @@ inline bool __any_sync(unsigned mask, bool value) {
 }
 inline bool __all_sync(unsigned mask, bool value) {
   return cpu::vote(cpu::Waits::kForAll, mask, value) == 0xffffffffu;
+}
+inline float __shfl_xor_sync(unsigned mask, float value, unsigned lanes) {
+  if (mask != 0xffffffffu) cpu::fail("a shuffle of a part of the warp");
+  return cpu::exchange<cpu::Waits::kForShuffle>(value)[threadIdx.x % cpu::kWarp ^ lanes];
 }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
