@@ -184,7 +184,11 @@ def test_wheel_has_the_package_and_nothing_else(wheel):
         f"stof_onnx-{version_of(wheel)}.dist-info",
     }
     assert {name for name in names if name.endswith(".py")} == sources("stof_onnx")
-    assert {"stof_onnx/py.typed", f"stof_onnx/lib/{plugin_library.FILE_NAME}"} <= names
+    libraries = (plugin_library.FILE_NAME, plugin_library.AUTOLOAD_FILE_NAME)
+    assert {"stof_onnx/py.typed", *(f"stof_onnx/lib/{name}" for name in libraries)} <= names
+    kernels = {f"stof_onnx/kernels/{path.name}" for path in (ROOT / "plugins/kernels").iterdir()}
+    assert len(kernels) > 5
+    assert kernels <= names
     symbolic_link = 0o12
     assert symbolic_link not in modes
     assert "-py3-none-linux_" in wheel.name
@@ -215,7 +219,7 @@ def test_installed_wheel(wheel, tmp_path):
     script = python.with_name("stof-onnx")
     shown = subprocess.run([script, "env"], capture_output=True, text=True, check=True).stdout
     assert "onnxruntime        not installed" in shown
-    assert f"plugin library     {version_of(wheel)}, 0 plugins" in shown
+    assert f"plugin library     {version_of(wheel)}, 2 plugins" in shown
 
 
 @pytest.mark.slow
