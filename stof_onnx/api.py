@@ -26,6 +26,7 @@ from stof_onnx.ir.operators.registry import DOMAIN
 from stof_onnx.ir.plan import ATTRIBUTE, Plan, as_tensor, encode
 from stof_onnx.ir.target import Target, no_gpus, parse_targets
 from stof_onnx.jit.cache import KernelCache
+from stof_onnx.jit.nvrtc import find_nvrtc
 from stof_onnx.model_io import check_output_path, load_model, save_model
 from stof_onnx.progress import NullProgress, Progress
 from stof_onnx.report.contents import read_contents
@@ -89,6 +90,8 @@ def optimize(
     progress = progress or NullProgress()
     seconds: dict[str, float] = {}
     chosen = parse_targets(targets, detect_compute_capabilities if kernels else no_gpus)
+    if kernels:
+        find_nvrtc()  # a missing compiler is better known before the work than after it
     if output is not None:
         check_output_path(output, [] if isinstance(model, ModelProto) else [model])
     with _timed(seconds, "load"):

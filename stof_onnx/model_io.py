@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import math
 import os
 import stat
@@ -20,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError, Message
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 
 from stof_onnx.ir.errors import InputError, OutputError
@@ -492,31 +491,3 @@ def _externalised(model: ModelProto, data_file: Path, location: str) -> Iterator
 
 
 # ----------------------------------------------------------------------------------- digest
-
-
-def model_digest(model: ModelProto) -> str:
-    """A SHA-256 (hexadecimal) of everything in a model, weights included.
-
-    Two models have the same digest if their files would be the same bytes with all
-    data embedded. Hashed piece by piece, so that models over 2 GiB work too.
-    """
-    digest = hashlib.sha256()
-    _digest_message(digest, model)
-    return digest.hexdigest()
-
-
-def _digest_message(digest: hashlib._Hash, message: Message) -> None:
-    """Hash the fields of a model or graph; all that they contain is serialized whole."""
-    for field, value in message.ListFields():
-        values = [value] if isinstance(value, (Message, str, bytes, int)) else value
-        digest.update(f"{field.name}:{len(values)};".encode())
-        for item in values:
-            if isinstance(item, onnx.GraphProto):
-                _digest_message(digest, item)
-                continue
-            if isinstance(item, Message):
-                content = item.SerializeToString(deterministic=True)
-            else:
-                content = str(item).encode()
-            digest.update(f"{len(content)};".encode())
-            digest.update(content)

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from stof_onnx import model_io
 from stof_onnx.ir.errors import InputError, OutputError
-from stof_onnx.model_io import check_output_path, load_model, model_digest, save_model
+from stof_onnx.model_io import check_output_path, load_model, save_model
 
 MODELS = Path(__file__).parent / "models"
 WEIGHTS = np.arange(2048, dtype=np.float32).reshape(32, 64)
@@ -207,7 +207,8 @@ def test_large_model_gets_external_data_and_stays_unchanged(tmp_path):
     assert (tmp_path / "model.onnx").stat().st_size < 1000
     loaded = load_model(tmp_path / "model.onnx")
     np.testing.assert_array_equal(weights_of(loaded), WEIGHTS)
-    assert model_digest(loaded) == model_digest(model)
+    # Reading brings the weights back in; nothing else may differ.
+    assert loaded.SerializeToString(deterministic=True) == before
 
 
 def test_typed_data_becomes_external_too(tmp_path):
@@ -380,28 +381,6 @@ def test_good_output_is_accepted_and_nothing_is_written(tmp_path):
     check_output_path(tmp_path / "new.onnx", [source])
     check_output_path(tmp_path / "new.onnx", [tmp_path / "missing.onnx"])
     assert files(tmp_path) == before
-
-
-# ----------------------------------------------------------------------------------- digest
-
-
-def test_digest_sees_every_part():
-    model = make_model()
-    digest = model_digest(model)
-    assert digest == model_digest(make_model())
-    changes: list[Callable[[ModelProto], object]] = [
-        lambda m: setattr(m.graph.node[0], "name", "other"),
-        lambda m: setattr(m, "producer_name", "other"),
-        lambda m: setattr(m.opset_import[0], "version", 19),
-        lambda m: m.graph.initializer[0].CopyFrom(numpy_helper.from_array(WEIGHTS + 1, "weights")),
-        lambda m: m.graph.output.pop(),
-    ]
-    digests = {digest}
-    for change in changes:
-        other = make_model()
-        change(other)
-        digests.add(model_digest(other))
-    assert len(digests) == 1 + len(changes)
 
 
 @pytest.mark.parametrize("output", [".", "", "/"])

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from stof_onnx import api
-from stof_onnx.ir.errors import CheckFailedError
+from stof_onnx.ir.errors import CheckFailedError, MissingDependencyError
 
 
 @pytest.fixture
@@ -330,3 +330,16 @@ def test_check_obeys_tolerances(run_cli, folder):
     code, out, _ = run_cli("check", "bert.onnx", "out.onnx", "--atol", "1", *shapes)
     assert code == 0
     assert "1 absolute" in out
+
+
+def test_a_missing_compiler_is_known_before_the_work(monkeypatch):
+    def missing():
+        raise MissingDependencyError("NVRTC is not installed")
+
+    def work(*arguments, **options):
+        raise AssertionError("the model was read")
+
+    monkeypatch.setattr(api, "find_nvrtc", missing)
+    monkeypatch.setattr(api, "rewrite", work)
+    with pytest.raises(MissingDependencyError):
+        api.optimize(onnx.ModelProto(), targets=["sm_90"])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stof_onnx.ir.errors import MalformedNodeError
-from stof_onnx.ir.expr import Const, Expr, Load
+from stof_onnx.ir.expr import Expr, Load
 from stof_onnx.ir.expr.build import (
     FALSE,
     TRUE,
@@ -43,7 +43,6 @@ from stof_onnx.ir.mask.program import (
     Operand,
     conjunction,
     index_grid,
-    is_constant,
     swallows_scores,
 )
 from tests.reference.attention import (
@@ -422,9 +421,3 @@ def test_conjunctions() -> None:
     assert conjunction(CAUSAL) == (CAUSAL,)
     assert set(conjunction(and_(CAUSAL, IS_REAL))) == {CAUSAL, IS_REAL}
     assert conjunction(or_(CAUSAL, IS_REAL)) == (or_(CAUSAL, IS_REAL),)
-
-
-def test_constants_are_told_apart_from_expressions() -> None:
-    assert is_constant(Const(-1.0), -1.0)
-    assert not is_constant(Const(-1.0), 1.0)
-    assert not is_constant(Q_INDEX, 0)

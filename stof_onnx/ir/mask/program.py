@@ -308,8 +308,3 @@ def conjunction(expr: Expr) -> tuple[Expr, ...]:
     if isinstance(expr, Op) and expr.name == "and":
         return expr.args
     return () if expr == TRUE else (expr,)
-
-
-def is_constant(expr: Expr, value: bool | int | float) -> bool:
-    """Whether the expression is this literal."""
-    return isinstance(expr, Const) and expr.value == value
