@@ -126,8 +126,10 @@ def test_ctrl_c_ends_the_workers(tmp_path):
         " b'%d\\n' % os.getpid())\n"
         "time.sleep(60)\n"
     )
+    # A shell that runs tests in the background has them ignore SIGINT, and children inherit that.
     script = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:] = {IMPORT_PATH!r}
 from stof_onnx.jit import pool
 from stof_onnx.jit.compile import compile_kernels
