@@ -177,7 +177,7 @@ class Ours:
         self._plugin = Plugin.from_attributes(OP_TYPE, attributes).attach()
         self._operands = [torch.from_numpy(np.array(a)).cuda() for a in mask.operands]
         self._inputs = inputs
-        self.outputs = [torch.empty_like(q) for q, _, _ in inputs]
+        self.outputs = [torch.full_like(q, torch.nan) for q, _, _ in inputs]
         tensors = [*inputs[0], *self._operands]
         self._in = [
             TensorDesc(t, tuple(x.shape)) for t, x in zip(node.input_types, tensors, strict=True)
@@ -289,7 +289,8 @@ def markdown(facts: dict[str, Any]) -> str:
     keys = ("device", "driver_cuda", "torch", "compiler", "commit", "command")
     lines = [", ".join(f"{key} {facts[key]}" for key in keys) + ". Times in microseconds.", ""]
     lines += [
-        "| mask | (B, H, S, D) | density | ours | SDPA | SDPA / ours | floor / ours | floor | error | SDPA's |",
+        "| mask | (B, H, S, D) | density | ours | SDPA | SDPA / ours | floor / ours | floor"
+        " | error | SDPA's |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in facts["rows"]:
