@@ -126,7 +126,7 @@ def field_of(name: str, value: Any) -> Field:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(plugin_library.path()))
+    library = plugin_library.load()
     pointer, int32, int64, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
     tensors, integers = ctypes.POINTER(_CTensor), ctypes.POINTER(int32)
     fields = ctypes.POINTER(_CField)

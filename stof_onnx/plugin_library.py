@@ -74,6 +74,15 @@ def _of_installed_package() -> Path | None:
     return None
 
 
+def load() -> ctypes.CDLL:
+    """The plugin library, loaded once a process.
+
+    Raises:
+        MissingDependencyError: the library is missing or can't be loaded.
+    """
+    return _load(path())
+
+
 @functools.cache
 def _load(file: Path) -> ctypes.CDLL:
     try:
@@ -96,7 +105,7 @@ def version() -> str:
     Raises:
         MissingDependencyError: the library is missing or can't be loaded.
     """
-    text: bytes = _load(path()).stof_version()
+    text: bytes = load().stof_version()
     return text.decode("ascii")
 
 
@@ -106,4 +115,4 @@ def plugin_count() -> int:
     Raises:
         MissingDependencyError: the library is missing or can't be loaded.
     """
-    return int(_load(path()).stof_plugin_count())
+    return int(load().stof_plugin_count())

@@ -108,8 +108,9 @@ __device__ __forceinline__ void multiply_add_tf32(float (&c)[4], unsigned a0, un
 }
 
 // c += a b for floats, as three TF32 products ("3xTF32"), with an error like that of float32
-// arithmetic. Tensor cores truncate when they accumulate, which over a long sum is a bias 10 times
-// float32's error; so they sum 8 products only, and c is added to by ordinary, rounded additions.
+// arithmetic. Tensor cores truncate when they accumulate, which over a long sum is a bias beyond
+// float32's own error; so they sum 8 products only, and c is added to by ordinary, rounded
+// additions.
 __device__ __forceinline__ void multiply_add(float (&c)[4], const SplitFloat (&a)[4],
                                              const SplitFloat& b0, const SplitFloat& b1) {
   float sum[4] = {};

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from stof_onnx.ir.errors import MalformedNodeError
 from stof_onnx.ir.expr import loads
 from stof_onnx.ir.mask.program import K_INDEX, Q_INDEX
+from stof_onnx.ir.operators.builder import DTYPES
 from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention, TensorLayout
-from stof_onnx.ir.operators.tensor_info import TensorInfo
+from stof_onnx.ir.operators.tensor_info import ONNX_TYPES, TensorInfo
 from stof_onnx.ir.plan import DataType, Quantity, Range, Symbol
 from stof_onnx.templates.integer_range import LARGEST_DIMENSION
 from stof_onnx.templates.signature import SIZES, Parameter, int64, pointer
 
-ELEMENT_TYPES: dict[str, DataType] = {
-    "float32": DataType.FLOAT,
-    "float16": DataType.HALF,
-    "bfloat16": DataType.BF16,
-}
+ELEMENT_TYPES = {name: ONNX_TYPES[number] for name, number in DTYPES.items()}
 FIRST_OPERAND = 3
 WIDEST_COPY = 16
 """Bytes of the widest load and store; tensors start at multiples of it."""

@@ -318,17 +318,3 @@ def float_literal(value: float) -> str:
     if math.isinf(value):
         return "stof::kInfinity" if value > 0 else "-stof::kInfinity"
     return f"{value.hex()}f"
-
-
-def operand_types(program: MaskProgram, types: Mapping[str, DataType]) -> tuple[DataType, ...]:
-    """Element types of the inputs that hold a program's operands, in order.
-
-    Args:
-        program: the mask.
-        types: element type of each operand of kind "tensor".
-    """
-    result: list[DataType] = []
-    for operand in program.operands:
-        is_table = operand.kind == "block_table"
-        result += [DataType.INT32] * len(ARRAY_NAMES) if is_table else [types[operand.name]]
-    return tuple(result)
