@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto, helper
+from onnx import helper
 
-from stof_onnx.ir.block_table import ARRAY_NAMES
 from stof_onnx.ir.errors import InputError
 from stof_onnx.ir.expr import Const, Expr, to_text
 from stof_onnx.ir.mask import classify
 from stof_onnx.ir.mask.classify import MaskKind
 from stof_onnx.ir.mask.program import MaskProgram
 from stof_onnx.ir.operators.builder import DTYPES
-from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention
+from stof_onnx.ir.operators.masked_attention import MaskedAttention
 from stof_onnx.ir.operators.registry import DOMAIN, PLUGIN_VERSION
 from stof_onnx.ir.operators.tensor_info import ONNX_TYPES, TensorInfo
 from stof_onnx.rewriter.attention.block import AttentionBlock, Refused
@@ -29,6 +27,7 @@ from stof_onnx.rewriter.attention.match import (
     score_product,
     score_symbols,
 )
+from stof_onnx.rewriter.attention.replace import Replacer
 from stof_onnx.rewriter.export import export_model
 from stof_onnx.rewriter.graph import (
     ImportedGraph,
@@ -38,7 +37,7 @@ from stof_onnx.rewriter.graph import (
     node_name,
     numpy_type,
 )
-from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, OperandSource, lift, lift_dense
+from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, lift, lift_dense
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
 from stof_onnx.rewriter.passes.known_shapes import fold_known_shapes
@@ -126,7 +125,7 @@ class _Context:
     imported: ImportedGraph
     sym: SymbolicGraph
     refuse: Refuse
-    operands: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    replacer: Replacer
     proofs: dict[Any, str] = field(default_factory=dict)
 
 
@@ -180,7 +179,7 @@ def rewrite(
     fold_known_shapes(imported, sym)
     softmaxes = find_blocks(graph, sym)
     on_found(len(softmaxes))
-    context = _Context(imported, sym, refuse)
+    context = _Context(imported, sym, refuse, Replacer(imported, sym))
     blocks: list[FusedBlock | RefusedBlock] = [*find_whole_blocks(graph)]
     for softmax in softmaxes:
         blocks.append(_fuse(context, softmax))
@@ -212,7 +211,7 @@ def _as_written(context: _Context, block: FusedBlock | RefusedBlock) -> FusedBlo
     """The block with the attributes and inputs that the passes after the replacement left."""
     if isinstance(block, RefusedBlock):
         return block
-    (node,) = block.block.output.tensor.inputs
+    node = next(n for n in context.imported.graph.nodes if n.name == block.node)
     record = MaskedAttention.from_attributes(node.attrs, node.name)
     inputs = tuple(_tensor_info(context, tensor, record) for tensor in node.inputs)
     return replace(block, attributes=record, inputs=inputs)
@@ -252,7 +251,7 @@ def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
             softmax,
             f"{INTERNAL_ERROR} ({type(error).__name__}: {error}); please report it",
         )
-    node = _replace(context, block, lifted, attributes)
+    node = context.replacer.replace(block, lifted, attributes)
     return FusedBlock(
         block=block,
         attributes=attributes,
@@ -290,7 +289,7 @@ def _lift_and_prove(context: _Context, block: AttentionBlock) -> tuple[LiftedMas
 
 def _prove(context: _Context, block: AttentionBlock, lifted: LiftedMask) -> str:
     """Blocks that share mask tensors and program share the proof."""
-    stages = tuple((s.mode, s.fill, id(s.tensor)) for s in block.chain.stages)
+    stages = tuple((s.mode, s.fill, s.factor, s.index, id(s.tensor)) for s in block.chain.stages)
     key = (stages, block.dims, lifted.program.to_json())
     if key not in context.proofs:
         context.proofs[key] = prove(context.imported.graph, context.sym, block, lifted)
@@ -304,6 +303,8 @@ def _attributes(block: AttentionBlock, program: MaskProgram) -> MaskedAttention:
         head_dim=block.head_dim,
         value_head_dim=block.value_head_dim,
         scale=block.chain.scale * block.query.scale * block.key.scale,
+        softcap=block.chain.softcap,
+        sinks=block.sinks is not None,
         query=block.query.layout,
         key=block.key.layout,
         value=block.value.layout,
@@ -313,91 +314,6 @@ def _attributes(block: AttentionBlock, program: MaskProgram) -> MaskedAttention:
         score_dtype=block.chain.score_dtype,
         dtype=block.dtype,
     )
-
-
-def _replace(
-    context: _Context, block: AttentionBlock, lifted: LiftedMask, attributes: MaskedAttention
-) -> Node:
-    """Put the stof node in the place of the block's output."""
-    inputs = [block.query.tensor, block.key.tensor, block.value.tensor]
-    for source in lifted.sources:
-        inputs += _operand_tensors(context, source)
-    output = block.output.tensor
-    output.inputs.clear()
-    node = gs.Node(
-        op=OP_TYPE,
-        name=context.imported.fresh(f"stof/{block.name}"),
-        attrs={
-            **attributes.attributes(),
-            "plugin_version": PLUGIN_VERSION,
-            "plugin_namespace": DOMAIN,
-        },
-        inputs=inputs,
-        outputs=[output],
-        domain=DOMAIN,
-    )
-    # ONNX's shape inference stops at a stof node, so the output's type is written down.
-    output.dtype = block.query.tensor.dtype
-    output.shape = [_declared(dim) for dim in context.sym.shape(output)]
-    context.imported.graph.nodes.append(node)
-    return node
-
-
-def _declared(dim: Expr) -> int | str:
-    return int(dim.value) if isinstance(dim, Const) else to_text(dim)
-
-
-def _operand_tensors(context: _Context, source: OperandSource) -> list[Tensor]:
-    if source.table is not None:
-        table = source.table
-        prefix = f"stof/table/{table.digest[:16]}"
-        return [
-            _constant(context, f"{prefix}/{name}", table.arrays()[name]) for name in ARRAY_NAMES
-        ]
-    key = (source.tensor, source.kind)
-    if key not in context.operands:
-        context.operands[key] = _run_time_operand(context, source)
-    return [context.operands[key]]
-
-
-def _constant(context: _Context, name: str, values: Any) -> Tensor:
-    key = (name, "constant")
-    if key not in context.operands:
-        unique = context.imported.fresh(name)
-        context.operands[key] = gs.Constant(unique, np.ascontiguousarray(values))
-    return context.operands[key]
-
-
-def _run_time_operand(context: _Context, source: OperandSource) -> Tensor:
-    """Plugins have neither BOOL nor DOUBLE: a boolean enters as INT8, a double as FLOAT."""
-    tensor = context.sym.tensors[source.tensor]
-    if isinstance(tensor, gs.Constant):
-        values = tensor.values
-        if source.kind == "bool":
-            values = (values != 0).astype(np.int8)
-        elif source.kind == "int":
-            values = values.astype(np.int64)
-        elif values.dtype == np.float64:
-            values = values.astype(np.float32)
-        return _constant(context, f"stof/{tensor.name}/{source.kind}", values)
-    if source.kind == "bool":
-        if numpy_type(tensor) != np.bool_:
-            tensor = _cast(context, tensor, TensorProto.BOOL, np.bool_)
-        return _cast(context, tensor, TensorProto.INT8, np.int8)
-    if source.kind == "int" and numpy_type(tensor) not in (np.int32, np.int64):
-        return _cast(context, tensor, TensorProto.INT64, np.int64)
-    if source.kind == "float" and numpy_type(tensor) == np.float64:
-        return _cast(context, tensor, TensorProto.FLOAT, np.float32)
-    return tensor
-
-
-def _cast(context: _Context, tensor: Tensor, to: int, dtype: Any) -> Tensor:
-    name = context.imported.fresh(f"stof/{tensor.name}/{np.dtype(dtype).name}")
-    output = gs.Variable(name, dtype, tensor.shape)
-    context.imported.graph.nodes.append(
-        gs.Node("Cast", name=name, attrs={"to": to}, inputs=[tensor], outputs=[output])
-    )
-    return output
 
 
 def _texts(dims: Iterable[Expr]) -> tuple[str, ...]:

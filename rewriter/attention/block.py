@@ -8,13 +8,21 @@ from typing import Literal
 from stof_onnx.ir.expr import Expr
 from stof_onnx.ir.operators.masked_attention import Layout, TensorLayout
 from stof_onnx.rewriter.graph import Node, Tensor, node_name
+from stof_onnx.rewriter.symbolic.registry import Index
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error
-    """A block is left as it is; the message names the node and the reason."""
+    """A block is left as it is; the message names the node and the reason.
+
+    Attributes:
+        progress: how many nodes had been read when it turned out.
+        read: what had been read until then, for ``inspect -v``.
+    """
 
     def __init__(self, node: Node, reason: str) -> None:
         super().__init__(f"{node.op} {node_name(node)!r}: {reason}")
+        self.progress = 0
+        self.read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,13 +34,17 @@ class MaskStage:
         mode: "add" (scores + tensor), "keep" (scores where the tensor is true, else
             fill) or "drop" (fill where the tensor is true).
         tensor: the mask or bias; broadcasts to the scores.
+        index: of the mask's element that meets score (b, h, q, k).
         fill: what "keep" and "drop" write.
+        factor: of the scores between this stage and the Softmax; it multiplies the mask too.
     """
 
     node: Node
     mode: Literal["add", "keep", "drop"]
     tensor: Tensor
+    index: Index = ()
     fill: float = 0.0
+    factor: float = 1.0
 
 
 @dataclass
@@ -41,27 +53,64 @@ class ScoreChain:
 
     Attributes:
         scale: product of the scalar factors found so far.
-        is_scaled: whether there was any.
+        softcap: c of ``c * tanh(s / c)``; 0 if there is none.
         stages: masks in the order in which the graph applies them.
         score_dtype: float type in which the masks meet the scores; "" before the first.
         nodes: the nodes walked through.
+        assumptions: equalities of dimensions that the reading relies on.
     """
 
     scale: float = 1.0
-    is_scaled: bool = False
+    softcap: float = 0.0
     stages: list[MaskStage] = field(default_factory=list)
     score_dtype: str = ""
     nodes: list[Node] = field(default_factory=list)
+    assumptions: dict[str, None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a tensor that can't be read in place becomes [B, heads, S, D]: Transpose, then Reshape.
+
+    Attributes:
+        perm: puts the axes in the order batch, head (one or more each), token, channel.
+        heads: that the tensor holds.
+    """
+
+    perm: tuple[int, ...]
+    heads: int
 
 
 @dataclass(frozen=True)
 class OperandRead:
-    """A query, key or value: the tensor to read, how, and the factor on the way."""
+    """A query, key or value.
+
+    Attributes:
+        tensor: what is read.
+        layout: of the tensor, or of what it becomes by ``arrangement``.
+        heads: it holds.
+        scale: factor between it and the product.
+        arrangement: None if the tensor is read in place.
+    """
 
     tensor: Tensor
     layout: TensorLayout
     heads: int
     scale: float
+    arrangement: Arrangement | None = None
+
+
+@dataclass(frozen=True)
+class SinkRead:
+    """Attention sinks: a logit for each query head that joins the softmax without a key.
+
+    Attributes:
+        tensor: that holds them.
+        index: of the logit of head h in it.
+    """
+
+    tensor: Tensor
+    index: Index
 
 
 @dataclass(frozen=True)
@@ -73,12 +122,15 @@ class OutputWrite:
         layout: "BSHD" where the heads were moved back, else "BHSD".
         rank: 3 for [B, Sq, H*D], 4 for [B, Sq, H, D] and [B, H, Sq, D].
         nodes: nodes between the product with value and the tensor.
+        lead: where the tensor is [*lead, Sq, D] and must be made from [B, H, Sq, D] by a
+            Reshape: its leading dimensions, else None.
     """
 
     tensor: Tensor
     layout: Layout
     rank: int
     nodes: tuple[Node, ...]
+    lead: tuple[Expr, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +159,8 @@ class AttentionBlock:
         index: index variables over dims.
         query, key, value: what is read.
         output: the tensor that is replaced.
-        chain: scale and masks.
+        chain: scale, softcap and masks.
+        sinks: attention sinks, if there are any.
         nan_to_zero: NaN probabilities become 0.
         head_dim, value_head_dim: sizes.
         dtype: float type of query, key, value and output.
@@ -129,4 +182,10 @@ class AttentionBlock:
     value_head_dim: int
     dtype: str
     nodes: int
+    sinks: SinkRead | None = None
     assumptions: tuple[str, ...] = ()
+
+    @property
+    def num_heads(self) -> int:
+        """H."""
+        return self.query.heads

@@ -3,48 +3,62 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from stof_onnx.ir.expr import Const
+from stof_onnx.ir.expr import Const, Expr, Var, to_text
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.rewriter.attention.block import MaskStage, Refused, ScoreChain
+from stof_onnx.rewriter.attention.products import PRODUCT_OPS
 from stof_onnx.rewriter.graph import Node, Tensor, producer
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
+from stof_onnx.rewriter.symbolic.indexing import broadcast_index
+from stof_onnx.rewriter.symbolic.registry import Index, Shape
 
 # Operators a score passes through on its way to the Softmax, for telling the score
 # side of a binary operator from its mask side.
-_PASSED = frozenset({"Add", "Mul", "Div", "Where", "Cast", "Identity", "Sub"})
+_PASSED = frozenset(
+    {
+        "Add",
+        "Cast",
+        "Div",
+        "Expand",
+        "Flatten",
+        "Identity",
+        "Mul",
+        "Reshape",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    }
+)
 # And those that make a Softmax attention-like although no step reads them: it is
 # reported, with the operator as the reason.
-SEEN_THROUGH = _PASSED | {
-    "Clip",
-    "Concat",
-    "Dropout",
-    "Max",
-    "Min",
-    "Neg",
-    "Pow",
-    "Reshape",
-    "Slice",
-    "Squeeze",
-    "Tanh",
-    "Transpose",
-    "Unsqueeze",
-}
-_DEPTH = 10
+SEEN_THROUGH = _PASSED | {"Clip", "Concat", "Dropout", "Max", "Min", "Neg", "Pow", "Slice"}
+_DEPTH = 14
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
-_SCORE_RANK = 4
 
 
 @dataclass
 class ChainContext:
-    """The graph being read and the chain being filled."""
+    """The graph being read and the chain being filled.
+
+    Attributes:
+        sym: reading of the graph.
+        chain: filled on the way.
+        index: of score (b, h, q, k) in the tensor that the walk has reached.
+        reaches: what :meth:`reaches_product` found, by tensor and operators.
+    """
 
     sym: SymbolicGraph
     chain: ScoreChain
+    index: Index = ()
+    reaches: dict[tuple[int, bool], bool] = field(default_factory=dict)
 
     def scalar(self, tensor: Tensor) -> float | None:
         """The value of a tensor that is one known number, whatever its rank."""
@@ -52,8 +66,7 @@ class ChainContext:
             dims = self.sym.shape(tensor)
         except Unliftable:
             return None
-        # A longer tensor of equal numbers could enlarge the scores by broadcasting.
-        if len(dims) > _SCORE_RANK or any(dim != integer(1) for dim in dims):
+        if any(dim != integer(1) for dim in dims):
             return None
         value = self.sym.element(tensor, (integer(0),) * len(dims))
         if isinstance(value, Const) and value.kind != "bool":
@@ -67,15 +80,59 @@ class ChainContext:
             return None
         return value if node.op == "Mul" else 1.0 / value
 
-    def require_unscaled(self, node: Node) -> None:
-        """Refuse a mask below which the walk has already met a factor."""
-        if self.chain.is_scaled:
-            raise Refused(node, "the scores are scaled after they were masked here")
+    def enter(self, node: Node, scores: Tensor) -> None:
+        """Go from an elementwise node to its score operand, which it may not enlarge.
 
-    def record(self, stage: MaskStage) -> None:
+        Raises:
+            Refused: the node's other operands make the scores larger.
+        """
+        self.require_same_size(node, scores)
+        self.index = broadcast_index(self.index, self.sym.shape(scores))
+
+    def require_same_size(self, node: Node, scores: Tensor) -> None:
+        """Check that a node's output has the size of its score operand.
+
+        Where another operand brings a dimension of another name, the two are taken to be equal.
+        """
+        own = self.sym.shape(scores)
+        for tensor in node.inputs:
+            if tensor is scores:
+                continue
+            other = self.sym.shape(tensor)
+            for dim in other[: max(0, len(other) - len(own))]:
+                if dim != integer(1):
+                    raise Refused(node, f"the mask makes scores of rank {len(own)} larger")
+            for ours, theirs in zip(reversed(own), reversed(other), strict=False):
+                self._require_equal(node, ours, theirs)
+
+    def _require_equal(self, node: Node, ours: Expr, theirs: Expr) -> None:
+        if theirs in (ours, integer(1)):
+            return
+        a, b = to_text(ours), to_text(theirs)
+        if not (isinstance(ours, Var) and isinstance(theirs, Var)):
+            raise Refused(node, f"the mask makes {a} of the scores {b}")
+        self.chain.assumptions[f"dimensions {a!r} and {b!r} are taken to be equal"] = None
+
+    def record(self, stage: MaskStage, scores: Tensor) -> None:
         """Add a mask above the ones found so far; all must meet the scores in one type."""
+        if self.chain.softcap:
+            raise Refused(stage.node, "the scores are masked before they are capped")
         self.round_scores(stage.node, float_type(stage.node.outputs[0]))
-        self.chain.stages.insert(0, stage)
+        self.require_same_size(stage.node, scores)
+        dims = self.sym.shape(stage.tensor)
+        index = self._mask_index(dims)
+        factor = self.chain.scale
+        self.chain.stages.insert(
+            0, MaskStage(stage.node, stage.mode, stage.tensor, index, stage.fill, factor)
+        )
+        self.index = broadcast_index(self.index, self.sym.shape(scores))
+
+    def _mask_index(self, dims: Shape) -> Index:
+        """Leading axes of size 1 may make the mask's rank greater than that of the scores."""
+        index = self.index
+        if len(dims) > len(index):
+            index = (*(integer(0),) * (len(dims) - len(index)), *index)
+        return broadcast_index(index, dims)
 
     def round_scores(self, node: Node, dtype: str) -> None:
         """Note the type that the scores have here; below they may only have been widened."""
@@ -83,18 +140,30 @@ class ChainContext:
             raise Refused(node, "the scores change their type between the masks")
         self.chain.score_dtype = dtype
 
-    def reaches_product(
-        self, tensor: Tensor, depth: int = _DEPTH, passed: frozenset[str] = _PASSED
-    ) -> bool:
-        """Whether a tensor is a product of two run-time tensors, scaled and masked."""
+    def reaches_product(self, tensor: Tensor, anyhow: bool = False, depth: int = _DEPTH) -> bool:
+        """Whether a tensor is a product of two run-time tensors, scaled and masked.
+
+        Args:
+            tensor: to look above.
+            anyhow: also through operators that no step reads.
+            depth: how many operators to look at, at most.
+        """
         node = producer(tensor)
         if node is None or depth == 0:
             return False
-        if node.op == "MatMul":
+        if node.op in PRODUCT_OPS:
             return not any(isinstance(t, gs.Constant) for t in node.inputs)
-        if node.op not in passed:
+        if node.op not in (SEEN_THROUGH if anyhow else _PASSED):
             return False
-        return any(self.reaches_product(t, depth - 1, passed) for t in node.inputs)
+        key = (id(tensor), anyhow)
+        if key not in self.reaches:
+            inputs = node.inputs[:1] if node.op in _ONE_SOURCE else node.inputs
+            self.reaches[key] = any(self.reaches_product(t, anyhow, depth - 1) for t in inputs)
+        return self.reaches[key]
+
+
+# Their other inputs are shapes and numbers.
+_ONE_SOURCE = frozenset({"Expand", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Dropout", "Clip"})
 
 
 def float_type(tensor: Tensor) -> str:

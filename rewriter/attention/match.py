@@ -2,49 +2,59 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from stof_onnx.ir.expr import Const, Expr, Var, to_text
+from stof_onnx.ir.expr import Const, Expr, Var, variables
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.ir.operators.masked_attention import TensorLayout
+from stof_onnx.rewriter.attention.axes import ScoreAxes, head_hints, split_axes
 from stof_onnx.rewriter.attention.block import (
     AttentionBlock,
-    MaskStage,
     OperandRead,
+    OutputWrite,
     Refused,
     ScoreChain,
-    ScoreIndex,
+    SinkRead,
 )
-from stof_onnx.rewriter.attention.context import FLOAT_TYPES, SEEN_THROUGH, ChainContext, float_type
-from stof_onnx.rewriter.attention.operands import Sizes, read_operand
-from stof_onnx.rewriter.attention.outputs import find_output, shapes_die
+from stof_onnx.rewriter.attention.context import FLOAT_TYPES, ChainContext, float_type
+from stof_onnx.rewriter.attention.operands import Sizes, Variables, read_operand
+from stof_onnx.rewriter.attention.outputs import OutputSizes, find_output, shapes_die
+from stof_onnx.rewriter.attention.products import PRODUCT_OPS, Product, read_product
 from stof_onnx.rewriter.attention.score_steps import SCORE_STEPS
-from stof_onnx.rewriter.attention.weight_steps import WEIGHT_STEPS
+from stof_onnx.rewriter.attention.sinks import SinkColumn, find_sinks, read_sinks
+from stof_onnx.rewriter.attention.weight_steps import WEIGHT_STEPS, WeightContext
 from stof_onnx.rewriter.graph import Node, Tensor, consumers, is_graph_output, node_name, producer
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
-from stof_onnx.rewriter.symbolic.indexing import broadcast_index
+from stof_onnx.rewriter.symbolic.indexing import axis_of
+from stof_onnx.rewriter.symbolic.registry import Index, Shape
 
 Role = Literal["query", "key", "value"]
 
-_RANK = 4
+# How many operators may lie between a Softmax and the product with value.
+_REACH = 8
+_POINTWISE = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Sub", "Tanh", "Where"})
 
 
 def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> bool:
     """Whether a Softmax lies between two products of run-time tensors."""
     context = ChainContext(sym, ScoreChain())
-    if not context.reaches_product(softmax.inputs[0], passed=SEEN_THROUGH):
+    if not context.reaches_product(softmax.inputs[0], anyhow=True):
         return False
     frontier = [softmax.outputs[0]]
-    for _ in range(6):
+    for _ in range(_REACH):
         users = [user for tensor in frontier for user in consumers(graph, tensor)]
-        if any(user.op == "MatMul" for user in users):
+        if any(user.op in PRODUCT_OPS and _is_of_values(user) for user in users):
             return True
         frontier = [output for user in users for output in user.outputs]
     return False
+
+
+def _is_of_values(node: Node) -> bool:
+    return not any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
 
 
 def score_symbols(graph: gs.Graph, sym: SymbolicGraph) -> frozenset[str]:
@@ -64,11 +74,11 @@ def score_product(sym: SymbolicGraph, softmax: Node) -> Node | None:
     """The product of run-time tensors that the scores come from, found roughly."""
     context = ChainContext(sym, ScoreChain())
     tensor = softmax.inputs[0]
-    while context.reaches_product(tensor, passed=SEEN_THROUGH):
+    while context.reaches_product(tensor, anyhow=True):
         node = producer(tensor)
-        if node is None or node.op == "MatMul":
+        if node is None or node.op in PRODUCT_OPS:
             return node
-        tensor = next(t for t in node.inputs if context.reaches_product(t, passed=SEEN_THROUGH))
+        tensor = next(t for t in node.inputs if context.reaches_product(t, anyhow=True))
     return None
 
 
@@ -76,131 +86,408 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     """Read one block.
 
     Raises:
-        Refused: naming the node that doesn't fit and why.
+        Refused: naming the node that doesn't fit and why; where the axes of the scores can be
+            seen in several ways, for the way that was read furthest.
     """
-    chain = ScoreChain()
-    context = ChainContext(sym, chain)
-    with contextlib.suppress(Unliftable):  # an unknown shape has a better reason further up
-        _require_rank(softmax, len(sym.shape(softmax.inputs[0])))
-    product = _walk_scores(graph, context, softmax)
-    dims, assumptions = _score_dims(sym, softmax, product, chain.stages)
-    weights, guarded, weight_nodes = _walk_weights(graph, sym, softmax)
-    value_product = _value_product(graph, weights)
-    index = ScoreIndex(*(_index(n, dim) for n, dim in zip("bhqk", dims, strict=True)))
-    heads = _heads(softmax, dims)
-    head_dim = _size(sym, product, product.inputs[0], -1)
-    value_dim = _size(sym, value_product, value_product.inputs[1], -1)
-    reads = [
-        _read(context, (index, dims), "query", product, head_dim),
-        _read(context, (index, dims), "key", product, head_dim),
-        _read(context, (index, dims), "value", value_product, value_dim),
-    ]
-    query, key, value = (read for read, _ in reads)
-    _check_heads(product, query, key, value, heads)
-    output = find_output(graph, sym, value_product.outputs[0], index, (heads, value_dim))
-    dtype = _common_type(product, [query.tensor, key.tensor, value.tensor, output.tensor])
-    inner = [softmax, value_product, *chain.nodes, *weight_nodes]
-    if not shapes_die(graph, [*inner, *output.nodes], output.tensor):
-        raise Refused(softmax, "the shape of the scores or weights is needed elsewhere")
-    walked = [*inner, *output.nodes, *(node for _, nodes in reads for node in nodes)]
-    chain.score_dtype = chain.score_dtype or dtype
-    if chain.score_dtype not in FLOAT_TYPES:
-        raise Refused(softmax, f"masks meet the scores as {chain.score_dtype or 'unknown type'}")
-    return AttentionBlock(
-        name=node_name(softmax),
-        softmax=softmax,
-        dims=dims,
-        index=index,
-        query=query,
-        key=key,
-        value=value,
-        output=output,
-        chain=chain,
-        nan_to_zero=guarded,
-        head_dim=head_dim,
-        value_head_dim=value_dim,
-        dtype=dtype,
-        nodes=len({id(node) for node in walked}),
-        assumptions=assumptions,
-    )
-
-
-def _common_type(product: Node, tensors: list[Tensor]) -> str:
-    types = {float_type(tensor) for tensor in tensors}
-    if len(types) != 1 or not types <= set(FLOAT_TYPES):
-        found = ", ".join(sorted(t or "unknown" for t in types))
-        raise Refused(product, f"query, key, value and output have types {found}")
-    return types.pop()
-
-
-def _index(name: str, dim: Expr) -> Expr:
-    return integer(0) if dim == integer(1) else Var(name, dim)
-
-
-def _score_dims(
-    sym: SymbolicGraph, softmax: Node, product: Node, stages: Sequence[MaskStage]
-) -> tuple[tuple[Expr, Expr, Expr, Expr], tuple[str, ...]]:
-    """(B, H, Sq, Sk) of the score product, and equalities taken for granted.
-
-    A mask may not enlarge the scores; where it brings a dimension of another name, the
-    two are taken to be equal.
-    """
+    context = ChainContext(sym, ScoreChain())
+    column = find_sinks(context, softmax)
+    scores = softmax.inputs[0] if column is None else column.scores
     try:
-        dims = sym.shape(product.outputs[0])
-        shapes = [sym.shape(stage.tensor) for stage in stages]
+        shape = _own_shape(context, scores)
     except Unliftable as reason:
+        # The walk may know a better reason than an unknown shape.
+        _Matcher(graph, sym, softmax, column).walk_without_axes()
         raise Refused(softmax, f"the shape of the scores is unknown: {reason}") from reason
-    _require_rank(softmax, len(dims))
-    if softmax.attrs.get("axis", -1) not in (-1, _RANK - 1):
-        raise Refused(softmax, f"softmax over axis {softmax.attrs['axis']}, not over the keys")
-    assumed: dict[str, None] = {}
-    for stage, shape in zip(stages, shapes, strict=True):
-        _require_rank(softmax, max(_RANK, len(shape)))
-        for own, other in zip(reversed(dims), reversed(shape), strict=False):
-            if other in (own, integer(1)):
-                continue
-            a, b = to_text(own), to_text(other)
-            if not (isinstance(own, Var) and isinstance(other, Var)):
-                raise Refused(stage.node, f"the mask makes {a} of the scores {b}")
-            assumed[f"dimensions {a!r} and {b!r} are taken to be equal"] = None
-    return (dims[0], dims[1], dims[2], dims[3]), tuple(assumed)
+    if len(shape) < 2:
+        raise Refused(softmax, f"scores have rank {len(shape)}")
+    key_axis = axis_of(softmax.attrs.get("axis", -1), len(shape))
+    if column is not None and key_axis != len(shape) - 1:
+        raise Refused(softmax, f"softmax over axis {key_axis}, and sinks on the last one")
+    furthest: Refused | None = None
+    hints = _merged_heads(sym, softmax)
+    for axes in split_axes(shape, key_axis, hints):
+        matcher = _Matcher(graph, sym, softmax, column)
+        try:
+            return matcher.match(axes)
+        except Refused as refusal:
+            refusal.progress = len(matcher.walked)
+            refusal.read = tuple(node.op for node in matcher.walked)
+            if furthest is None or refusal.progress > furthest.progress:
+                furthest = refusal
+    raise furthest or Refused(softmax, f"the number of heads is not fixed ({shape[:-2]!r})")
 
 
-def _require_rank(softmax: Node, rank: int) -> None:
-    if rank != _RANK:
-        raise Refused(softmax, f"scores have rank {rank}; only [B, H, Sq, Sk] is supported")
+def _own_shape(context: ChainContext, tensor: Tensor) -> Shape:
+    """Shape of the scores by their own names, not by those that a mask gives its dimensions."""
+    shape = context.sym.shape(tensor)
+    while (node := producer(tensor)) is not None and node.op in _POINTWISE:
+        sides = [t for t in node.inputs if context.reaches_product(t, anyhow=True)]
+        if len(sides) != 1 or len(context.sym.shape(sides[0])) != len(shape):
+            break
+        (tensor,) = sides
+        shape = context.sym.shape(tensor)
+    return shape
 
 
-def _heads(softmax: Node, dims: tuple[Expr, ...]) -> int:
-    if not isinstance(dims[1], Const):
-        raise Refused(softmax, f"the number of heads is not fixed ({dims[1]!r})")
-    return int(dims[1].value)
+def _merged_heads(sym: SymbolicGraph, softmax: Node) -> list[int]:
+    """Divisors of the indices at which the score product reads its sources."""
+    node = score_product(sym, softmax)
+    product = read_product(sym, node) if node is not None else None
+    if product is None:
+        return []
+    found: list[Index] = []
+    for side in (0, 1):
+        tensor = product.operand(side)
+        index = tuple(
+            integer(0) if dim == integer(1) else Var(f"x{axis}", dim)
+            for axis, dim in enumerate(sym.shape(tensor))
+        )
+        step: tuple[Tensor, Index] | None = (tensor, index)
+        while step is not None:
+            tensor, index = step
+            found.append(index)
+            step = sym.view(tensor, index) or _through_pointwise(sym, tensor, index)
+    return head_hints(*found)
 
 
-def _size(sym: SymbolicGraph, node: Node, tensor: Tensor, axis: int) -> int:
+def _through_pointwise(
+    sym: SymbolicGraph, tensor: Tensor, index: Index
+) -> tuple[Tensor, Index] | None:
+    """Past a scale, which keeps the index."""
+    node = producer(tensor)
+    if node is None or node.op not in ("Mul", "Div", "Cast"):
+        return None
+    source = node.inputs[0]
     try:
-        dim = sym.shape(tensor)[axis]
-    except Unliftable as reason:
-        raise Refused(node, f"an operand's shape is unknown: {reason}") from reason
-    if not isinstance(dim, Const):
-        raise Refused(node, "the head dimension is not fixed")
-    return int(dim.value)
+        same = sym.shape(source) == sym.shape(tensor)
+    except Unliftable:
+        return None
+    return (source, index) if same else None
 
 
-def _walk_scores(graph: gs.Graph, context: ChainContext, softmax: Node) -> Node:
-    """From the Softmax up to the product of query and key."""
-    tensor, below = softmax.inputs[0], softmax
-    while True:
-        users = [user for user in consumers(graph, tensor) if user.op != "Shape"]
-        if len(users) != 1 or is_graph_output(graph, tensor):
+@dataclass
+class _Matcher:
+    """Reads one block with the scores' axes seen in one way.
+
+    Attributes:
+        graph: the graph.
+        sym: its reading.
+        softmax: of the block.
+        column: its sinks.
+        inner: nodes read so far that the block replaces.
+        above: nodes between the projections and the products.
+    """
+
+    graph: gs.Graph
+    sym: SymbolicGraph
+    softmax: Node
+    column: SinkColumn | None
+    inner: list[Node] = field(default_factory=list)
+    above: list[Node] = field(default_factory=list)
+
+    @property
+    def walked(self) -> list[Node]:
+        """Every node that was read."""
+        return [*self.inner, *self.above]
+
+    def match(self, axes: ScoreAxes) -> AttentionBlock:
+        chain = ScoreChain()
+        context = ChainContext(self.sym, chain, axes.at)
+        self.inner.append(self.softmax)
+        score_node = self._walk_scores(context)
+        self.inner.extend(chain.nodes)
+        weights, index, guarded = self._walk_weights(axes)
+        value_product, value_side = self._value_product(weights)
+        at, channel, value_dim = self._value_labels(value_product, value_side, axes, index)
+        product, query_side = self._score_product(context, score_node, axes)
+        head_dim = self._number(product, query_side, product.contracted)
+        query, key = (
+            self._read(context, role, product, side, axes, head_dim)
+            for role, side in (("query", query_side), ("key", 1 - query_side))
+        )
+        value = self._read_value(context, value_product, value_side, at, axes, channel, value_dim)
+        self._check_operands(score_node, query, key, value, axes)
+        output = self._output(value_product, at, axes, channel, value_dim)
+        dtype = self._common_type(score_node, [query, key, value], output)
+        self._require_closed(output)
+        chain.scale *= product.factor
+        chain.score_dtype = chain.score_dtype or dtype
+        if chain.score_dtype not in FLOAT_TYPES:
+            what = chain.score_dtype or "unknown type"
+            raise Refused(self.softmax, f"masks meet the scores as {what}")
+        return AttentionBlock(
+            name=node_name(self.softmax),
+            softmax=self.softmax,
+            dims=axes.dims,
+            index=axes.index,
+            query=query,
+            key=key,
+            value=value,
+            output=output,
+            chain=chain,
+            nan_to_zero=guarded,
+            head_dim=head_dim,
+            value_head_dim=value_dim,
+            dtype=dtype,
+            nodes=len({id(node) for node in self.walked}),
+            sinks=self._sinks(context, axes),
+            assumptions=tuple(chain.assumptions),
+        )
+
+    def walk_without_axes(self) -> None:
+        """Refuse for the first operator that no step reads, if there is one."""
+        context = ChainContext(self.sym, ScoreChain())
+        try:
+            self._walk_scores(context)
+        except Unliftable:
+            return
+
+    def _sinks(self, context: ChainContext, axes: ScoreAxes) -> SinkRead | None:
+        if self.column is None:
+            return None
+        return read_sinks(context, self.column, axes.at, axes.index)
+
+    # ------------------------------------------------------------------------------ the scores
+
+    def _walk_scores(self, context: ChainContext) -> Node:
+        """From the Softmax up to the product of query and key."""
+        tensor, below = self.softmax.inputs[0], self.softmax
+        if self.column is not None:
+            tensor, below = self.column.scores, self.column.nodes[-1]
+            context.chain.nodes.extend(self.column.nodes)
+            self.inner.extend(self.column.nodes)
+        while True:
+            self._require_lone(context, tensor, below)
+            node = producer(tensor)
+            if node is None:
+                raise Refused(below, f"the scores {tensor.name!r} are an input of the graph")
+            context.chain.nodes.append(node)
+            if node.op in PRODUCT_OPS:
+                self.inner.append(node)
+                return node
+            tensor, below = _score_step(context, node), node
+            self.inner.append(node)
+
+    def _require_lone(self, context: ChainContext, tensor: Tensor, below: Node) -> None:
+        known = {id(node) for node in (below, *context.chain.nodes)}
+        users = [user for user in consumers(self.graph, tensor) if user.op != "Shape"]
+        if is_graph_output(self.graph, tensor) or any(id(user) not in known for user in users):
             raise Refused(below, f"the scores {tensor.name!r} are also used elsewhere")
-        node = producer(tensor)
-        if node is None:
-            raise Refused(below, f"the scores {tensor.name!r} are an input of the graph")
-        context.chain.nodes.append(node)
-        if node.op == "MatMul":
-            return node
-        tensor, below = _score_step(context, node), node
+
+    def _score_product(
+        self, context: ChainContext, node: Node, axes: ScoreAxes
+    ) -> tuple[Product, int]:
+        """The product, and which of its operands is the query."""
+        product = read_product(self.sym, node)
+        if product is None:
+            raise Refused(node, "this product of query and key can't be read")
+        labels = dict(zip(product.out, context.index, strict=True))
+        sides = [
+            {name for label in product.labels[side] for name in variables(labels.get(label, _ZERO))}
+            for side in (0, 1)
+        ]
+        # A dimension of 1 has no variable; then the order of the operands decides.
+        query_side = 1 if "q" in sides[1] or "k" in sides[0] else 0
+        if {"q", "k"} <= sides[0] or {"q", "k"} <= sides[1]:
+            raise Refused(node, "one operand depends on both query and key")
+        return product, query_side
+
+    def _number(self, product: Product, side: int, label: str) -> int:
+        try:
+            dim = product.size(self.sym, side, label)
+        except Unliftable as reason:
+            raise Refused(product.node, f"an operand's shape is unknown: {reason}") from reason
+        if not isinstance(dim, Const):
+            raise Refused(product.node, "the head dimension is not fixed")
+        return int(dim.value)
+
+    # ----------------------------------------------------------------------------- the weights
+
+    def _walk_weights(self, axes: ScoreAxes) -> tuple[Tensor, Index, bool]:
+        """From the Softmax down to the weights that value is multiplied with."""
+        tensor, index, guarded = self.softmax.outputs[0], axes.at, False
+        has_sinks = self.column is not None
+        while True:
+            if is_graph_output(self.graph, tensor):
+                raise Refused(self.softmax, "the attention weights are an output of the model")
+            users = list(consumers(self.graph, tensor))
+            context = WeightContext(self.sym, index, axes.dims[3], has_sinks)
+            for step in WEIGHT_STEPS:
+                found = step(context, tensor, users)
+                if found is not None:
+                    break
+            else:
+                if has_sinks:
+                    raise Refused(self.softmax, "the weight of the sinks is not cut off")
+                return tensor, index, guarded
+            for output in (output for node in found.nodes for output in node.outputs):
+                if output is not found.tensor and is_graph_output(self.graph, output):
+                    raise Refused(
+                        self.softmax, f"{output.name!r} below it is an output of the model"
+                    )
+            tensor, guarded = found.tensor, guarded or found.nan_to_zero
+            index = index if found.index is None else found.index
+            has_sinks = has_sinks and not found.drops_sinks
+            self.inner += found.nodes
+
+    def _value_product(self, weights: Tensor) -> tuple[Product, int]:
+        """The product with value, and which of its operands value is."""
+        users = [user for user in consumers(self.graph, weights) if user.op != "Shape"]
+        products = [user for user in users if user.op in PRODUCT_OPS]
+        sides = [i for user in products for i, t in enumerate(user.inputs) if t is weights]
+        if len(users) != 1 or len(sides) != 1:
+            names = ", ".join(f"{user.op} {user.name!r}" for user in users) or "nothing"
+            raise Refused(
+                producer(weights),
+                f"the attention weights are used by {names}, not by one product alone",
+            )
+        self.inner.append(products[0])
+        product = read_product(self.sym, products[0])
+        if product is None or product.factor != 1.0:
+            raise Refused(products[0], "this product with value can't be read")
+        return product, 1 - sides[0]
+
+    def _value_labels(
+        self, product: Product, side: int, axes: ScoreAxes, index: Index
+    ) -> tuple[dict[str, Expr], Expr, int]:
+        """(index expression of each label, variable over the head dim, head dim of value)."""
+        weights = dict(zip(product.labels[1 - side], index, strict=True))
+        if weights.get(product.contracted) != axes.index.k:
+            axis = self.softmax.attrs.get("axis", -1)
+            raise Refused(
+                self.softmax, f"softmax over axis {axis}, but value is summed over another one"
+            )
+        own = [
+            label
+            for label in product.labels[side]
+            if label not in weights and self._number_or_none(product, side, label) is not None
+        ]
+        own = own or [label for label in product.labels[side] if label not in weights]
+        if len(own) != 1:
+            raise Refused(product.node, "value has no axis, or several, of its own")
+        size = self._number(product, side, own[0])
+        channel = Var("d", integer(size)) if size > 1 else integer(0)
+        at = {**weights, own[0]: channel}
+        missing = [label for label in product.out if label not in at]
+        if missing:
+            raise Refused(product.node, "value has stack axes that the weights lack")
+        self._require_not_enlarged(product, side)
+        return at, channel, size
+
+    def _number_or_none(self, product: Product, side: int, label: str) -> int | None:
+        dim = product.size(self.sym, side, label)
+        return int(dim.value) if isinstance(dim, Const) and dim.value != 1 else None
+
+    def _require_not_enlarged(self, product: Product, side: int) -> None:
+        """Weights of size 1 on an axis where value is longer would be broadcast."""
+        for label in product.labels[1 - side]:
+            if label not in product.labels[side]:
+                continue
+            ours = product.size(self.sym, 1 - side, label)
+            theirs = product.size(self.sym, side, label)
+            if ours == integer(1) and theirs != ours:
+                raise Refused(product.node, "the weights are broadcast over value")
+
+    # ---------------------------------------------------------------------------- the operands
+
+    def _read(
+        self,
+        context: ChainContext,
+        role: Role,
+        product: Product,
+        side: int,
+        axes: ScoreAxes,
+        size: int,
+    ) -> OperandRead:
+        """How query or key is read."""
+        channel = Var("d", integer(size)) if size > 1 else integer(0)
+        at = dict(zip(product.out, context.index, strict=True))
+        at[product.contracted] = channel
+        token = axes.index.q if role == "query" else axes.index.k
+        tokens = axes.dims[2 if role == "query" else 3]
+        every = (axes.index.b, axes.index.h, token, channel)
+        sizes = Sizes(axes.dims[0], axes.heads, tokens, size)
+        return self._read_at(context, role, product, side, at, (every, sizes))
+
+    def _read_value(
+        self,
+        context: ChainContext,
+        product: Product,
+        side: int,
+        at: dict[str, Expr],
+        axes: ScoreAxes,
+        channel: Expr,
+        size: int,
+    ) -> OperandRead:
+        every = (axes.index.b, axes.index.h, axes.index.k, channel)
+        sizes = Sizes(axes.dims[0], axes.heads, axes.dims[3], size)
+        return self._read_at(context, "value", product, side, at, (every, sizes))
+
+    def _read_at(
+        self,
+        context: ChainContext,
+        role: Role,
+        product: Product,
+        side: int,
+        at: dict[str, Expr],
+        wanted: tuple[Variables, Sizes],
+    ) -> OperandRead:
+        tensor = product.operand(side)
+        try:
+            index = product.operand_index(self.sym, side, at)
+            read, nodes = read_operand(context, tensor, index, *wanted)
+        except Unliftable as reason:
+            raise Refused(product.node, f"the shape of {role} is unknown: {reason}") from reason
+        if read is None:
+            raise Refused(product.node, f"the layout of {role} ({tensor.name!r}) can't be read")
+        self.above += nodes
+        layout = read.layout
+        if layout.order == "BSHD" and layout.head_stride == 0:
+            # One head has no stride of its own; write the head dimension for it.
+            layout = TensorLayout("BSHD", layout.offset, wanted[1].channels)
+        return OperandRead(read.tensor, layout, read.heads, read.scale, read.arrangement)
+
+    def _check_operands(
+        self, node: Node, query: OperandRead, key: OperandRead, value: OperandRead, axes: ScoreAxes
+    ) -> None:
+        if query.heads != axes.heads:
+            raise Refused(node, f"query has {query.heads} heads where the scores have {axes.heads}")
+        if key.heads != value.heads:
+            raise Refused(node, f"key has {key.heads} heads and value {value.heads}")
+        if value.scale != 1.0:
+            raise Refused(node, "value is multiplied by a number on its way")
+
+    def _output(
+        self, product: Product, at: dict[str, Expr], axes: ScoreAxes, channel: Expr, size: int
+    ) -> OutputWrite:
+        index = tuple(at[label] for label in product.out)
+        sizes = OutputSizes(axes.index, channel, axes.dims[0], axes.dims[2], axes.heads, size)
+        output = find_output(self.graph, self.sym, product.node.outputs[0], index, sizes)
+        if output is None:
+            raise Refused(product.node, "the layout of its output can't be written")
+        self.inner += output.nodes
+        return output
+
+    def _common_type(self, node: Node, operands: Sequence[OperandRead], output: OutputWrite) -> str:
+        types = {float_type(tensor) for tensor in (*(o.tensor for o in operands), output.tensor)}
+        if len(types) != 1 or not types <= set(FLOAT_TYPES):
+            found = ", ".join(sorted(t or "unknown" for t in types))
+            raise Refused(node, f"query, key, value and output have types {found}")
+        return types.pop()
+
+    def _require_closed(self, output: OutputWrite) -> None:
+        """Nothing outside may need what the block no longer makes."""
+        known = {id(node) for node in self.inner}
+        for node in self.inner:
+            for tensor in (t for t in node.outputs if t is not output.tensor):
+                users = consumers(self.graph, tensor)
+                if any(id(user) not in known and user.op != "Shape" for user in users):
+                    raise Refused(node, f"{tensor.name!r} is also used elsewhere")
+        if not shapes_die(self.graph, self.inner, output.tensor):
+            raise Refused(self.softmax, "the shape of the scores or weights is needed elsewhere")
+
+
+_ZERO = integer(0)
 
 
 def _score_step(context: ChainContext, node: Node) -> Tensor:
@@ -209,86 +496,3 @@ def _score_step(context: ChainContext, node: Node) -> Tensor:
         if found is not None:
             return found
     raise Refused(node, f"operator {node.op} between the scores and the softmax is not supported")
-
-
-def _walk_weights(
-    graph: gs.Graph, sym: SymbolicGraph, softmax: Node
-) -> tuple[Tensor, bool, list[Node]]:
-    """From the Softmax down to the tensor of weights that value is multiplied with."""
-    tensor, guarded = softmax.outputs[0], False
-    walked: list[Node] = []
-    while True:
-        if is_graph_output(graph, tensor):
-            raise Refused(softmax, "the attention weights are an output of the model")
-        users = list(consumers(graph, tensor))
-        for step in WEIGHT_STEPS:
-            found = step(sym, tensor, users)
-            if found is not None:
-                break
-        else:
-            return tensor, guarded, walked
-        for output in (output for node in found.nodes for output in node.outputs):
-            if output is not found.tensor and is_graph_output(graph, output):
-                raise Refused(softmax, f"{output.name!r} below it is an output of the model")
-        tensor, guarded = found.tensor, guarded or found.nan_to_zero
-        walked += found.nodes
-
-
-def _value_product(graph: gs.Graph, weights: Tensor) -> Node:
-    users = list(consumers(graph, weights))
-    products = [u for u in users if u.op == "MatMul" and u.inputs[0] is weights]
-    if len(users) != 1 or len(products) != 1 or products[0].inputs[1] is weights:
-        names = ", ".join(f"{user.op} {user.name!r}" for user in users) or "nothing"
-        raise Refused(
-            producer(weights), f"the attention weights are used by {names}, not by one MatMul alone"
-        )
-    return products[0]
-
-
-def _read(
-    context: ChainContext,
-    scores: tuple[ScoreIndex, tuple[Expr, Expr, Expr, Expr]],
-    role: Role,
-    product: Node,
-    dim: int,
-) -> tuple[OperandRead, list[Node]]:
-    """How an operand of the score product (query, key) or of the other (value) is read."""
-    index, dims = scores
-    tensor = product.inputs[0 if role == "query" else 1]
-    channel = Var("d", integer(dim)) if dim > 1 else integer(0)
-    token = index.q if role == "query" else index.k
-    matrix = (channel, token) if role == "key" else (token, channel)
-    try:
-        shape = context.sym.shape(tensor)
-    except Unliftable as reason:
-        raise Refused(product, f"the shape of {role} is unknown: {reason}") from reason
-    sizes = Sizes(dims[0], _heads(product, dims), dims[2 if role == "query" else 3], dim)
-    read, nodes = read_operand(
-        context,
-        tensor,
-        broadcast_index((index.b, index.h, *matrix), shape),
-        (index.b, index.h, token, channel),
-        sizes,
-    )
-    if read is None:
-        raise Refused(product, f"the layout of {role} ({tensor.name!r}) can't be read")
-    return _with_stride(read, dim), nodes
-
-
-def _with_stride(read: OperandRead, dim: int) -> OperandRead:
-    """One head has no stride of its own; write the head dimension for it."""
-    layout = read.layout
-    if layout.order == "BSHD" and layout.head_stride == 0:
-        layout = TensorLayout("BSHD", layout.offset, dim)
-    return OperandRead(read.tensor, layout, read.heads, read.scale)
-
-
-def _check_heads(
-    product: Node, query: OperandRead, key: OperandRead, value: OperandRead, heads: int
-) -> None:
-    if query.heads != heads:
-        raise Refused(product, f"query has {query.heads} heads where the scores have {heads}")
-    if key.heads != value.heads:
-        raise Refused(product, f"key has {key.heads} heads and value {value.heads}")
-    if value.scale != 1.0:
-        raise Refused(product, "value is multiplied by a number on its way")

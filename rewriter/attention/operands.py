@@ -3,7 +3,8 @@
 The path from a product's operand back to the projection is followed as index
 arithmetic; where the index ends up as ``(b, s, offset + h * stride + d)`` the tensor
 can be read in place, whatever mixture of Reshape, Transpose, Split, Slice and Expand
-lies between.
+lies between. Where it never does, the operand itself is brought into [B, heads, S, D] by a
+Transpose and a Reshape.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stof_onnx.ir.expr import Const, Expr, Poly
-from stof_onnx.ir.expr.build import floordiv, integer
+from stof_onnx.ir.expr.build import add, floordiv, integer, mul
 from stof_onnx.ir.operators.masked_attention import TensorLayout
-from stof_onnx.rewriter.attention.block import OperandRead
+from stof_onnx.rewriter.attention.block import Arrangement, OperandRead
 from stof_onnx.rewriter.attention.context import FLOAT_TYPES, ChainContext, float_type
 from stof_onnx.rewriter.graph import Node, Tensor, producer
 from stof_onnx.rewriter.symbolic.indexing import broadcast_index
@@ -60,7 +61,7 @@ def read_operand(
         The deepest readable tensor (None if there is none) and the nodes above it that
         were walked through.
     """
-    best: OperandRead | None = None
+    best = _arranged(context, tensor, index, variables, sizes)
     walked: list[Node] = []
     best_walked: list[Node] = []
     scale = 1.0
@@ -143,13 +144,14 @@ def _match_bshd(
     batch, head, token, channel = variables
     if len(dims) < 3 or (index[0], index[1]) != (batch, token) or dims[1] != sizes.tokens:
         return None
-    row: Poly = Poly.const(0)
+    row: Expr = integer(0)
     for dim, i in zip(dims[2:], index[2:], strict=True):
         if not isinstance(dim, Const):
             return None
-        row = row * Poly.of(dim) + Poly.of(i)
+        row = add(mul(row, dim), i)
     for held in _divisors(sizes.heads):
-        layout = _match_row(row, floordiv(head, integer(sizes.heads // held)), channel)
+        group = floordiv(head, integer(sizes.heads // held))
+        layout = _match_row(Poly.of(row), group, channel)
         if layout is not None:
             return layout, held
     return None
@@ -175,3 +177,37 @@ def _match_row(row: Poly, head: Expr, channel: Expr) -> TensorLayout | None:
 def _divisors(heads: int) -> list[int]:
     """Possible numbers of key heads, the largest first."""
     return [n for n in range(heads, 0, -1) if heads % n == 0]
+
+
+def _arranged(
+    context: ChainContext, tensor: Tensor, index: Index, variables: Variables, sizes: Sizes
+) -> OperandRead | None:
+    """The operand as it is, put in order by Transpose and Reshape; None if that can't be."""
+    batch, head, token, channel = variables
+    dims = context.sym.shape(tensor)
+    last = [_axis(dims, index, token, sizes.tokens)]
+    last.append(_axis(dims, index, channel, integer(sizes.channels), taken=last[0]))
+    if None in last:
+        return None
+    lead = [axis for axis in range(len(dims)) if axis not in last]
+    flat: Expr = integer(0)
+    count: Expr = integer(1)
+    for axis in lead:
+        flat, count = add(mul(flat, dims[axis]), index[axis]), mul(count, dims[axis])
+    for held in _divisors(sizes.heads):
+        group = floordiv(head, integer(sizes.heads // held))
+        is_whole = count == mul(sizes.batch, integer(held))
+        if is_whole and flat == add(mul(batch, integer(held)), group):
+            perm = (*lead, *(axis for axis in last if axis is not None))
+            return OperandRead(tensor, TensorLayout("BHSD"), held, 1.0, Arrangement(perm, held))
+    return None
+
+
+def _axis(
+    dims: Shape, index: Index, variable: Expr, size: Expr, taken: int | None = None
+) -> int | None:
+    """The axis that a variable alone runs over; the last one, for variables that are 0."""
+    for axis in range(len(dims) - 1, -1, -1):
+        if axis != taken and index[axis] == variable and dims[axis] == size:
+            return axis
+    return None

@@ -3,53 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from stof_onnx.ir.expr import Var
-from stof_onnx.ir.expr.build import floordiv, integer, mod
+from stof_onnx.ir.expr import Const, Expr, Var, substitute
+from stof_onnx.ir.expr.build import add, floordiv, integer, mod, mul
 from stof_onnx.rewriter.attention.block import OutputWrite, ScoreIndex
 from stof_onnx.rewriter.graph import Node, Tensor, consumers, is_graph_output
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
+from stof_onnx.rewriter.symbolic.indexing import product as product_of
 from stof_onnx.rewriter.symbolic.registry import Index
 
-_STEPS = 4
-_VIEWS = ("Transpose", "Reshape", "Identity")
+_STEPS = 6
+_VIEWS = ("Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True)
+class OutputSizes:
+    """What a block's output runs over.
+
+    Attributes:
+        index: b, h and q (k is not used).
+        channel: the variable over the head dim of value.
+        batch, queries: dimensions.
+        heads, head_dim: numbers.
+    """
+
+    index: ScoreIndex
+    channel: Expr
+    batch: Expr
+    queries: Expr
+    heads: int
+    head_dim: int
 
 
 def find_output(
-    graph: gs.Graph,
-    sym: SymbolicGraph,
-    product: Tensor,
-    index: ScoreIndex,
-    size: tuple[int, int],
-) -> OutputWrite:
+    graph: gs.Graph, sym: SymbolicGraph, product: Tensor, at: Index, sizes: OutputSizes
+) -> OutputWrite | None:
     """The deepest tensor below the product that holds the output in a known layout.
 
     Args:
         graph: the graph.
         sym: its reading.
-        product: output of the product with value, [B, H, Sq, D].
-        index: of the scores.
-        size: (heads, head dim) of the output.
+        product: output of the product with value.
+        at: index in it of output (b, h, q, d), written with the variables of ``sizes``.
+        sizes: of the output.
+
+    Returns:
+        None if not even the product's own output has a layout that a Reshape gives.
     """
-    heads, head_dim = size
+    index = sizes.index
+    heads, head_dim = sizes.heads, sizes.head_dim
     column = Var("e", integer(heads * head_dim)) if heads * head_dim > 1 else integer(0)
-    head = integer(0) if heads == 1 else Var("h", integer(heads))
-    channel = integer(0) if head_dim == 1 else Var("d", integer(head_dim))
+    at_column = _at(at, sizes, floordiv(column, integer(head_dim)), mod(column, integer(head_dim)))
     layouts: tuple[tuple[Index, Index], ...] = (
-        (
-            (index.b, index.q, column),
-            (
-                index.b,
-                floordiv(column, integer(head_dim)),
-                index.q,
-                mod(column, integer(head_dim)),
-            ),
-        ),
-        ((index.b, index.q, head, channel), (index.b, head, index.q, channel)),
+        ((index.b, index.q, column), at_column),
+        ((index.b, index.q, index.h, sizes.channel), at),
     )
-    best = OutputWrite(product, "BHSD", 4, ())
+    best = _own_layout(sym, product, at, sizes)
     walked: list[Node] = []
     tensor = product
     for _ in range(_STEPS):
@@ -61,10 +73,50 @@ def find_output(
         # The shape of the last tensor stays available: the stof node makes that tensor.
         if not shapes_die(graph, [*product.inputs, *walked], tensor):
             continue
-        for at, wanted in layouts:
-            if _reads(sym, tensor, at, product) == wanted:
-                best = OutputWrite(tensor, "BSHD", len(at), tuple(walked))
+        for below, wanted in layouts:
+            if _reads(sym, tensor, below, product) == wanted and _holds(sym, tensor, sizes):
+                best = OutputWrite(tensor, "BSHD", len(below), tuple(walked))
     return best
+
+
+def _own_layout(
+    sym: SymbolicGraph, product: Tensor, at: Index, sizes: OutputSizes
+) -> OutputWrite | None:
+    """The product's output itself: as it is, or as a Reshape of [B, H, Sq, D]."""
+    index, dims = sizes.index, sym.shape(product)
+    tail = (index.q, sizes.channel)
+    if at == (index.b, index.h, *tail):
+        return OutputWrite(product, "BHSD", 4, ())
+    if at == (index.b, index.q, index.h, sizes.channel):
+        return OutputWrite(product, "BSHD", 4, ())
+    lead = dims[:-2]
+    flat: Expr = integer(0)
+    for dim, i in zip(lead, at[:-2], strict=True):
+        flat = add(mul(flat, dim), i)
+    wanted = add(mul(index.b, integer(sizes.heads)), index.h)
+    # A Reshape solves for one unknown dimension.
+    solvable = sum(not isinstance(dim, Const) for dim in lead) <= 1
+    if at[-2:] == tail and flat == wanted and solvable:
+        return OutputWrite(product, "BHSD", 4, (), lead)
+    return None
+
+
+def _at(at: Index, sizes: OutputSizes, head: Expr, channel: Expr) -> Index:
+    """The product's index with other expressions for head and channel."""
+
+    def moved(node: Expr) -> Expr | None:
+        if not isinstance(node, Var):
+            return None
+        return {sizes.index.h: head, sizes.channel: channel}.get(node)
+
+    return tuple(substitute(expr, moved) for expr in at)
+
+
+def _holds(sym: SymbolicGraph, tensor: Tensor, sizes: OutputSizes) -> bool:
+    """Whether a [B, Sq, ...] tensor has room for the output and nothing else."""
+    dims = sym.shape(tensor)
+    row = product_of(dims[2:]).constant
+    return dims[:2] == (sizes.batch, sizes.queries) and row == sizes.heads * sizes.head_dim
 
 
 def _only_view(graph: gs.Graph, tensor: Tensor, walked: list[Node]) -> Node | None:
@@ -101,7 +153,7 @@ def shapes_die(graph: gs.Graph, walked: Sequence[Node], kept: Tensor) -> bool:
             if is_graph_output(graph, output):
                 return False
             users = list(consumers(graph, output))
-            if any(user.op in ("MatMul", "Range", "Expand") for user in users):
+            if any(user.op in ("MatMul", "Range") for user in users):
                 return False
             frontier += users
         if len(seen) > 64:

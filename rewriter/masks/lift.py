@@ -16,7 +16,7 @@ import numpy as np
 
 from stof_onnx.ir.block_table import DEFAULT_TILE, BlockTable
 from stof_onnx.ir.expr import Const, Expr, Kind, Load, Op, Poly, Var, substitute, variables, walk
-from stof_onnx.ir.expr.build import TRUE, and_, eq0, fadd, integer, not_, sub, where
+from stof_onnx.ir.expr.build import TRUE, and_, eq0, fadd, floordiv, fmul, integer, not_, sub, where
 from stof_onnx.ir.expr.evaluate import rebuild
 from stof_onnx.ir.expr.node import children
 from stof_onnx.ir.mask.program import (
@@ -33,7 +33,6 @@ from stof_onnx.ir.mask.program import (
 from stof_onnx.rewriter.attention.block import AttentionBlock, MaskStage, Refused
 from stof_onnx.rewriter.masks.additive import hides, read_additive
 from stof_onnx.rewriter.symbolic import SymbolicGraph
-from stof_onnx.rewriter.symbolic.indexing import broadcast_index
 
 
 @dataclass(frozen=True)
@@ -110,14 +109,21 @@ class _StageRead:
 
 
 def _read_stage(sym: SymbolicGraph, stage: MaskStage, block: AttentionBlock) -> _StageRead:
-    index = broadcast_index(block.index.all, sym.shape(stage.tensor))
-    expr = sym.element(stage.tensor, index)
+    expr = sym.element(stage.tensor, stage.index)
     if stage.mode == "add":
-        return _read_add(stage, expr, block.chain.score_dtype)
+        scaled = fmul(Const(stage.factor), expr)
+        return _read_add(stage, scaled, block.chain.score_dtype)
     keep = expr if stage.mode == "keep" else not_(expr)
-    if keep != TRUE and not hides(stage.fill, block.chain.score_dtype):
-        raise NotLiftable(f"{stage.node.name!r} writes {stage.fill}, which hides nothing")
-    return _StageRead(stage, keep, None, frozenset() if keep == TRUE else frozenset({stage.fill}))
+    fill = written_fill(stage)
+    if keep != TRUE and not hides(fill, block.chain.score_dtype):
+        raise NotLiftable(f"{stage.node.name!r} writes {fill}, which hides nothing")
+    return _StageRead(stage, keep, None, frozenset() if keep == TRUE else frozenset({fill}))
+
+
+def written_fill(stage: MaskStage) -> float:
+    """What a stage writes, as the Softmax sees it, rounded to float32."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(stage.fill) * np.float32(stage.factor))
 
 
 def _read_add(stage: MaskStage, expr: Expr, score_dtype: str) -> _StageRead:
@@ -189,9 +195,10 @@ def _dimension_names(block: AttentionBlock) -> dict[str, Expr]:
         if len(unknown) != 1:
             continue
         parts = poly.split(unknown[0])
-        if parts is not None and parts[0].constant == 1:
+        factor = None if parts is None else parts[0].constant
+        if parts is not None and factor is not None and factor > 0:
             rest = substitute(parts[1].expr(), lambda e: names.get(getattr(e, "name", "")))
-            names[unknown[0].name] = sub(name, rest)
+            names[unknown[0].name] = floordiv(sub(name, rest), integer(factor))
     return names
 
 
@@ -315,20 +322,21 @@ def lift_dense(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
     names = _dimension_names(block)
     operands = _Operands()
     for stage in block.chain.stages:
-        index = broadcast_index(block.index.all, sym.shape(stage.tensor))
         kind: Kind = "float" if stage.mode == "add" else "bool"
-        load = Load(stage.tensor.name, tuple(_rename(i, names) for i in index), kind)
+        load = Load(stage.tensor.name, tuple(_rename(i, names) for i in stage.index), kind)
         load = Load(operands.add(_bind_tensor(load)), load.index, kind)
         if stage.mode == "add":
             if fill is not None and not math.isinf(fill):
                 raise Refused(stage.node, "a mask is added after the scores were overwritten")
-            bias = load if bias is None else fadd(bias, load)
+            scaled = fmul(Const(stage.factor), load)
+            bias = scaled if bias is None else fadd(bias, scaled)
             continue
-        if not hides(stage.fill, block.chain.score_dtype):
-            raise Refused(stage.node, f"it writes {stage.fill}, which hides nothing")
-        if fill not in (None, stage.fill):
-            raise Refused(stage.node, f"scores are overwritten by {fill} and by {stage.fill}")
-        fill = stage.fill
+        written = written_fill(stage)
+        if not hides(written, block.chain.score_dtype):
+            raise Refused(stage.node, f"it writes {written}, which hides nothing")
+        if fill not in (None, written):
+            raise Refused(stage.node, f"scores are overwritten by {fill} and by {written}")
+        fill = written
         keep = and_(keep, load if stage.mode == "keep" else not_(load))
     program = MaskProgram(
         keep=keep,

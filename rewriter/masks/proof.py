@@ -19,9 +19,10 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from stof_onnx.ir.expr import Const, Expr, Var, evaluate, walk
+from stof_onnx.ir.expr.build import integer
 from stof_onnx.ir.expr.ops import Array
 from stof_onnx.ir.mask.program import MaskProgram, index_grid
-from stof_onnx.rewriter.attention.block import AttentionBlock
+from stof_onnx.rewriter.attention.block import AttentionBlock, MaskStage
 from stof_onnx.rewriter.graph import Node, Tensor, numpy_type
 from stof_onnx.rewriter.masks.additive import hiding_threshold
 from stof_onnx.rewriter.masks.lift import LiftedMask
@@ -86,7 +87,8 @@ def prove(graph: gs.Graph, sym: SymbolicGraph, block: AttentionBlock, lifted: Li
             continue
         feeds, values = found
         try:
-            _compare(block, lifted, dims, _program_sources(sym, lifted, feeds), values)
+            placed = run.place(symbols, others, dims, values)
+            _compare(block, lifted, dims, _program_sources(sym, lifted, feeds), placed)
         except (IndexError, ValueError) as error:
             raise ProofFailed(f"can't compare at {dims[2]}x{dims[3]}: {error}") from error
         seen[f"{dims[2]}x{dims[3]}"] = None
@@ -128,9 +130,7 @@ class _Run:
                 every = _with_others(symbols, others, dims, rules)
                 feeds = _feeds(self.sym, self.cut, self.lifted, every)
                 values = self.session.run(None, feeds)
-                for value in values:
-                    if np.broadcast_shapes(value.shape, tuple(dims)) != tuple(dims):
-                        raise ValueError(f"the mask has shape {value.shape}")
+                _require_shapes(self.block, dims, every, values)
             except ProofFailed:
                 raise
             except Exception as error:  # onnxruntime raises its own undocumented types
@@ -139,6 +139,68 @@ class _Run:
             self.rules = tuple(rules)
             return feeds, values
         return None
+
+    def place(
+        self,
+        symbols: Mapping[str, int],
+        others: Sequence[str],
+        dims: Sequence[int],
+        values: Sequence[Array],
+    ) -> list[Array]:
+        """The mask of each stage as an array that broadcasts to the scores."""
+        assert self.rules is not None
+        every = _with_others(symbols, others, dims, self.rules)
+        stages = self.block.chain.stages
+        names = list({stage.tensor.name: None for stage in stages})
+        by_name = dict(zip(names, values, strict=True))
+        return [
+            _at_scores(self.block, stage, by_name[stage.tensor.name], dims, every)
+            for stage in stages
+        ]
+
+
+def _require_shapes(
+    block: AttentionBlock,
+    dims: Sequence[int],
+    symbols: Mapping[str, int],
+    values: Sequence[Array],
+) -> None:
+    """Each mask must have just the elements that the scores meet.
+
+    Raises:
+        ValueError: naming a shape.
+    """
+    distinct = {stage.tensor.name: stage for stage in block.chain.stages}
+    for stage, value in zip(distinct.values(), values, strict=True):
+        index = _positions(stage, dims, symbols)
+        met = tuple(int(np.max(at)) + 1 for at in index)
+        if met != value.shape:
+            raise ValueError(f"the mask has shape {value.shape} where {met} is met")
+
+
+def _positions(
+    stage: MaskStage, dims: Sequence[int], symbols: Mapping[str, int]
+) -> tuple[Array, ...]:
+    """Where score (b, h, q, k) meets the mask: an index array for each axis of the mask."""
+    sizes = dict(zip(("B", "H", "Sq", "Sk"), dims, strict=True))
+    grid = {**symbols, **index_grid(sizes)}
+    return tuple(np.asarray(evaluate(expr, grid, {})) for expr in stage.index)
+
+
+def _at_scores(
+    block: AttentionBlock,
+    stage: MaskStage,
+    value: Array,
+    dims: Sequence[int],
+    symbols: Mapping[str, int],
+) -> Array:
+    """A mask's values as an array that broadcasts to [B, H, Sq, Sk]."""
+    tail = block.index.all[4 - len(stage.index) :] if len(stage.index) <= 4 else None
+    if tail is not None and all(
+        found in (wanted, integer(0)) for found, wanted in zip(stage.index, tail, strict=True)
+    ):
+        return value
+    return np.asarray(value[_positions(stage, dims, symbols)])
 
 
 def cut_subgraph(graph: gs.Graph, outputs: list[Tensor], loaded: set[str]) -> Cut:
@@ -377,14 +439,12 @@ def _compare(
 
     Arrays keep size 1 where they don't vary, so that heads and batch cost nothing.
     """
-    names = list({stage.tensor.name: None for stage in block.chain.stages})
-    by_name = dict(zip(names, values, strict=True))
     program = lifted.program
     expected_keep: Array = np.ones((1, 1, 1, 1), bool)
     expected_bias: Array = np.zeros((1, 1, 1, 1), np.float32)
-    for stage in block.chain.stages:
-        value = by_name[stage.tensor.name]
+    for stage, value in zip(block.chain.stages, values, strict=True):
         if stage.mode == "add":
+            value = _scaled(value, stage.factor)
             hidden = value <= hiding_threshold(block.chain.score_dtype)
             expected_keep = expected_keep & ~hidden
             if program.bias is not None or np.any(value[~hidden] != 0):
@@ -405,6 +465,12 @@ def _compare(
     both = (np.where(keep, bias, 0), np.where(keep, expected_bias, 0))
     if not np.allclose(*both, rtol=1e-6, atol=0):
         raise ProofFailed("the program's bias and the graph's differ")
+
+
+def _scaled(value: Array, factor: float) -> Array:
+    """A mask as the Softmax sees it."""
+    with np.errstate(over="ignore"):
+        return value if factor == 1.0 else value * np.asarray(factor, value.dtype)
 
 
 def _check_fill(hidden: Array, fill: float) -> None:

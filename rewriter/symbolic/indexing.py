@@ -118,6 +118,25 @@ def _regroup_axes(index: Index, new: Shape, old: Shape) -> list[Expr]:
     return result
 
 
+def index_below(sym: SymbolicGraph, node: Node, index: Index) -> Index | None:
+    """Index in a view's output of the element at ``index`` of its input.
+
+    None for a node that isn't a view of the whole tensor.
+
+    Raises:
+        Unliftable: a shape is unknown.
+    """
+    source, target = node.inputs[0], node.outputs[0]
+    if node.op == "Identity":
+        return index
+    if node.op == "Transpose":
+        perm = attribute(node, "perm", list(reversed(range(len(index)))))
+        return tuple(index[axis] for axis in perm)
+    if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        return regroup(index, sym.shape(source), sym.shape(target))
+    return None
+
+
 def slice_parts(sym: SymbolicGraph, node: Node) -> dict[int, tuple[Expr, Expr, int]]:
     """For each sliced axis (start, length, step); steps other than 1 are refused."""
     source = sym.shape(node.inputs[0])

@@ -58,6 +58,116 @@ def use(g: Graph, value: Value, op_type: str = "ReduceMax") -> Value:
     return value
 
 
+SELF = object()
+
+
+def binary(op_type: str, left: object, right: object):
+    """An operator on the tensor and a number, or on the tensor and itself."""
+
+    def hook(g: Graph, x: Value) -> Value:
+        return g.op(op_type, *(x if side is SELF else g.const(side) for side in (left, right)))
+
+    return hook
+
+
+def written(fill: float) -> tuple[Mask, ...]:
+    return (Mask((Term("padding"),), "keep", fill),)
+
+
+def add_second_product(g: Graph, scores: Value) -> Value:
+    left = g.input("left", ["batch", 2, "sequence", 4], "float32")
+    right = g.input("right", ["batch", 2, 4, "sequence"], "float32")
+    return g.op("Add", scores, g.op("MatMul", left, right))
+
+
+def times_keys(g: Graph, scores: Value) -> Value:
+    keys = g.input("factors", ["batch", "sequence"], "float32")
+    return g.op("Mul", scores, g.unsqueeze(keys, 1, 2))
+
+
+def filled_from_a_tensor(g: Graph, scores: Value) -> Value:
+    keep = g.input("keep", ["batch", 1, 1, "sequence"], "bool", "padding")
+    fill = g.input("fill", ["batch", 1, 1, "sequence"], "float32")
+    return g.op("Where", keep, scores, fill)
+
+
+def masked_by_itself(g: Graph, scores: Value) -> Value:
+    positive = g.op("Greater", scores, g.const(0.0))
+    return g.op("Where", positive, scores, g.const(-math.inf))
+
+
+def softcap(g: Graph, scores: Value) -> Value:
+    return g.op("Mul", g.op("Tanh", g.op("Mul", scores, g.const(0.1))), g.const(10.0))
+
+
+def with_sinks(*dims: object):
+    """Sinks that arrive at run time, [*dims] behind the scores."""
+
+    def hook(g: Graph, scores: Value) -> Value:
+        sinks = g.input("sinks", list(dims), "float32")
+        shape = g.op("Concat", *(g.dim(scores, axis) for axis in range(3)), g.ints(dims[-1]), axis=0)
+        return g.op("Concat", scores, g.op("Expand", sinks, shape), axis=-1)
+
+    return hook
+
+
+def constant_sinks(g: Graph, scores: Value) -> Value:
+    """One for each of two heads."""
+    shape = g.op("Concat", g.dim(scores, 0), g.ints(1), g.dim(scores, 2), g.ints(1), axis=0)
+    sinks = g.const([[[0.5]], [[-1.5]]])
+    return g.op("Concat", scores, g.op("Expand", sinks, shape), axis=-1)
+
+
+def shifted(axis: int):
+    """Less the maximum over an axis."""
+
+    def hook(g: Graph, x: Value) -> Value:
+        return g.op("Sub", x, g.op("ReduceMax", x, g.ints(axis), keepdims=1))
+
+    return hook
+
+
+def then(*hooks):
+    """One hook after the other."""
+
+    def hook(g: Graph, x: Value) -> Value:
+        for each in hooks:
+            x = each(g, x)
+        return x
+
+    return hook
+
+
+def with_sink(g: Graph, scores: Value) -> Value:
+    column = g.slice(scores, -1, 0, 1)
+    sink = g.op("Add", g.op("Mul", column, g.const(0.0)), g.const(0.3))
+    return g.op("Concat", scores, sink, axis=-1)
+
+
+def guard_with(value: float):
+    return lambda g, x: g.op("Where", g.op("IsNaN", x), g.const(value), x)
+
+
+def pick(axis: int, *indices: int):
+    return lambda g, x: g.op("Gather", x, g.ints(*indices), axis=axis)
+
+
+def cut(axis: int, start: int, end: int = 2**62):
+    return lambda g, x: g.slice(x, axis, start, end)
+
+
+def train_dropout(g: Graph, weights: Value) -> Value:
+    return g.op("Dropout", weights, g.const(0.5), g.const(True, "bool"))
+
+
+def merge_heads(g: Graph, scores: Value) -> Value:
+    return g.reshape(scores, -1, g.dim(scores, 2), g.dim(scores, 3))
+
+
+def split_heads(g: Graph, weights: Value) -> Value:
+    return g.reshape(weights, -1, 2, g.dim(weights, 1), g.dim(weights, 2))
+
+
 FORMS = [
     # where query, key and value come from
     form("separate projections"),
@@ -96,6 +206,30 @@ FORMS = [
     form("written mask, the other way", "padding", masks=(Mask((Term("padding"),), "drop"),)),
     form("NaN guard", "padding", masks=(Mask((Term("padding"),), "add", -math.inf),), guard=True),
     form("bias", "bias", masks=(Bias("input"),)),
+    form("masked, then scaled", "padding", masks=(PADDING,), hooks={"masked": mul(0.5)}),
+    form("masked, then scaled by one", "padding", masks=(PADDING,), hooks={"masked": mul(1.0)}),
+    form("written, then scaled", "padding", masks=(Mask((Term("padding"),), "keep"),),
+         hooks={"masked": mul(0.5)}),
+    form("bias, then scaled", "bias", masks=(Bias("input"),), hooks={"masked": mul(0.5)}),
+    form("softcap", hooks={"scores": softcap}),
+    form("softcap, then masked", "causal", masks=(CAUSAL,), hooks={"scores": softcap}),
+    form("sinks", "causal", masks=(CAUSAL,),
+         hooks={"masked": constant_sinks, "weights": cut(-1, 0, -1)}),
+    form("sinks, maximum subtracted", "causal", masks=(CAUSAL,), opset=18,
+         hooks={"masked": then(constant_sinks, shifted(-1)), "weights": cut(-1, 0, -1)}),
+    form("maximum subtracted", "causal", masks=(CAUSAL,), opset=18, hooks={"masked": shifted(-1)}),
+    # where the scores' axes are
+    form("heads merged into the batch", hooks={"masked": merge_heads, "weights": split_heads}),
+    form("heads merged, masked", "causal+padding", masks=(Mask((Term("causal"), Term("padding"))),),
+         hooks={"masked": merge_heads, "weights": split_heads}),
+    form("scores transposed twice", "padding", masks=(PADDING,), hooks={"scores": then(
+        lambda g, x: g.transpose(x, 0, 1, 3, 2), lambda g, x: g.transpose(x, 0, 1, 3, 2))}),
+    form("scores transposed", keys="memory", queries="memory",
+         hooks={"scores": lambda g, x: g.transpose(x, 0, 1, 3, 2)}),
+    # operands that only a Transpose or Reshape brings into order
+    form("batches of key swapped", batch=2, hooks={"key": pick(0, 1, 0)}),
+    form("heads of key swapped", hooks={"key": pick(1, 1, 0)}),
+    form("first key left out", keys="memory", hooks={"key": cut(3, 1), "value": cut(2, 1)}),
     # around the softmax
     form("last axis by its number", axis=3),
     form("dropout", hooks={"weights": apply("Dropout")}),
@@ -172,78 +306,6 @@ def miss(name: str, node: str, reason: str, **fields):
     return pytest.param(Attention(**fields), node, reason, id=name)
 
 
-SELF = object()
-
-
-def binary(op_type: str, left: object, right: object):
-    """An operator on the tensor and a number, or on the tensor and itself."""
-
-    def hook(g: Graph, x: Value) -> Value:
-        return g.op(op_type, *(x if side is SELF else g.const(side) for side in (left, right)))
-
-    return hook
-
-
-def written(fill: float) -> tuple[Mask, ...]:
-    return (Mask((Term("padding"),), "keep", fill),)
-
-
-def add_second_product(g: Graph, scores: Value) -> Value:
-    left = g.input("left", ["batch", 2, "sequence", 4], "float32")
-    right = g.input("right", ["batch", 2, 4, "sequence"], "float32")
-    return g.op("Add", scores, g.op("MatMul", left, right))
-
-
-def times_keys(g: Graph, scores: Value) -> Value:
-    keys = g.input("factors", ["batch", "sequence"], "float32")
-    return g.op("Mul", scores, g.unsqueeze(keys, 1, 2))
-
-
-def filled_from_a_tensor(g: Graph, scores: Value) -> Value:
-    keep = g.input("keep", ["batch", 1, 1, "sequence"], "bool", "padding")
-    fill = g.input("fill", ["batch", 1, 1, "sequence"], "float32")
-    return g.op("Where", keep, scores, fill)
-
-
-def masked_by_itself(g: Graph, scores: Value) -> Value:
-    positive = g.op("Greater", scores, g.const(0.0))
-    return g.op("Where", positive, scores, g.const(-math.inf))
-
-
-def softcap(g: Graph, scores: Value) -> Value:
-    return g.op("Mul", g.op("Tanh", g.op("Mul", scores, g.const(0.1))), g.const(10.0))
-
-
-def with_sink(g: Graph, scores: Value) -> Value:
-    column = g.slice(scores, -1, 0, 1)
-    sink = g.op("Add", g.op("Mul", column, g.const(0.0)), g.const(0.3))
-    return g.op("Concat", scores, sink, axis=-1)
-
-
-def guard_with(value: float):
-    return lambda g, x: g.op("Where", g.op("IsNaN", x), g.const(value), x)
-
-
-def pick(axis: int, *indices: int):
-    return lambda g, x: g.op("Gather", x, g.ints(*indices), axis=axis)
-
-
-def cut(axis: int, start: int, end: int = 2**62):
-    return lambda g, x: g.slice(x, axis, start, end)
-
-
-def train_dropout(g: Graph, weights: Value) -> Value:
-    return g.op("Dropout", weights, g.const(0.5), g.const(True, "bool"))
-
-
-def merge_heads(g: Graph, scores: Value) -> Value:
-    return g.reshape(scores, -1, g.dim(scores, 2), g.dim(scores, 3))
-
-
-def split_heads(g: Graph, weights: Value) -> Value:
-    return g.reshape(weights, -1, 2, g.dim(weights, 1), g.dim(weights, 2))
-
-
 NEAR_MISSES = [
     miss("softmax over queries", "Softmax", "axis -2", axis=-2),
     miss("softmax over heads", "Softmax", "axis 1", axis=1),
@@ -260,27 +322,32 @@ NEAR_MISSES = [
          hooks={"scores": binary("Div", 1.0, SELF)}),
     miss("shape of the scores needed", "Softmax", "needed elsewhere",
          hooks={"scores": lambda g, x: use(g, x, "Shape")}),
-    miss("masked, then scaled by one", "Add", "scaled after they were masked", masks=(PADDING,),
-         hooks={"masked": mul(1.0)}),
     miss("scaled by zero", "Mul", "", hooks={"scores": mul(0.0)}),
     miss("scaled by infinity", "Mul", "", hooks={"scores": mul(math.inf)}),
     miss("scaled by NaN", "Mul", "", hooks={"scores": mul(math.nan)}),
     miss("divided by zero", "Div", "", hooks={"scores": binary("Div", SELF, 0.0)}),
     miss("masked after the softmax", "Softmax", "used by Mul", hooks={"weights": times_keys}),
-    miss("masked, then scaled", "Add", "scaled after they were masked", masks=(PADDING,),
-         hooks={"masked": mul(0.5)}),
-    miss("written, then scaled", "Where", "scaled after they were masked",
-         masks=(Mask((Term("padding"),), "keep"),), hooks={"masked": mul(0.5)}),
     miss("two products added", "Add", "two products", hooks={"scores": add_second_product}),
     miss("a number subtracted", "Sub", "Sub", hooks={"scores": binary("Sub", SELF, 1.0)}),
     miss("negated", "Neg", "Neg", hooks={"scores": apply("Neg")}),
-    miss("softcap", "Tanh", "Tanh", hooks={"scores": softcap}),
     miss("clipped", "Max", "Max", masks=(PADDING,), hooks={"masked": binary("Max", SELF, -1e30)}),
-    miss("sink", "Concat", "Concat", hooks={"masked": with_sink, "weights": cut(-1, 0, -1)}),
-    miss("three axes", "Softmax", "rank 3", hooks={"masked": merge_heads, "weights": split_heads}),
-    miss("scores transposed", "Transpose", "Transpose",
-         hooks={"scores": lambda g, x: g.transpose(x, 0, 1, 3, 2)}),
-    miss("weights transposed", "Softmax", "used by Transpose",
+    miss("sinks made of the scores", "Concat", "used elsewhere",
+         hooks={"masked": with_sink, "weights": cut(-1, 0, -1)}),
+    miss("sinks for each query", "Concat", "more than the head",
+         hooks={"masked": with_sinks("batch", 2, "sequence", 1), "weights": cut(-1, 0, -1)}),
+    miss("sinks kept", "Softmax", "not cut off", keys="memory",
+         hooks={"masked": with_sinks(1, 2, 1, 1), "weights": cut(-1, 1)}),
+    miss("two columns of sinks", "Concat", "more than one column",
+         hooks={"masked": with_sinks(1, 2, 1, 2), "weights": cut(-1, 0, -2)}),
+    miss("capped twice", "Tanh", "capped twice",
+         hooks={"scores": lambda g, x: softcap(g, softcap(g, x))}),
+    miss("capped at a negative number", "Tanh", "capped at -10",
+         hooks={"scores": lambda g, x: g.op("Mul", softcap(g, x), g.const(-1.0))}),
+    miss("masked before the cap", "Add", "before they are capped", masks=(PADDING,),
+         hooks={"masked": softcap}),
+    miss("another maximum subtracted", "Sub", "other than the row's maximum",
+         opset=18, hooks={"scores": shifted(-2)}),
+    miss("weights transposed", "Softmax", "summed over another",
          hooks={"weights": lambda g, x: g.transpose(x, 0, 1, 3, 2)}),
     miss("weights through another function", "Softmax", "used by Relu",
          hooks={"weights": apply("Relu")}),
@@ -301,16 +368,11 @@ NEAR_MISSES = [
     # operands that don't belong together
     miss("key of another batch", "MatMul", "", keys="memory", key_batch="other"),
     miss("key of one batch for all", "MatMul", "", keys="memory", batch=2, key_batch=1),
-    miss("batches of key swapped", "MatMul", "layout of key", batch=2,
-         hooks={"key": pick(0, 1, 0)}),
     miss("first batch of key", "MatMul", "layout of key", hooks={"key": cut(0, 0, 1)}),
-    miss("heads of key swapped", "MatMul", "layout of key", hooks={"key": pick(1, 1, 0)}),
     miss("one key head, two value heads", "MatMul", "heads", hooks={"key": cut(1, 0, 1)}),
     miss("key reversed", "Softmax", "step -1",
          hooks={"key": lambda g, x: g.op(
              "Slice", x, g.ints(-1), g.ints(-(2**62)), g.ints(3), g.ints(-1))}),
-    miss("first key left out", "MatMul", "layout of key", keys="memory",
-         hooks={"key": cut(3, 1), "value": cut(2, 1)}),
     # types in between
     miss("scores rounded to integers", "Cast", "cast", hooks={"scores": through("int32")}),
     miss("weights rounded to half", "Cast", "Cast", hooks={"weights": through("float16")}),
@@ -485,9 +547,9 @@ def test_a_standard_attention_operator_is_left_as_it_is():
     assert rewrite(model).model is model
 
 
-def test_a_softcap_below_a_mask_is_the_reason():
-    hooks = {"scores": apply("Tanh")}
+def test_an_operator_above_a_mask_is_the_reason():
+    hooks = {"scores": apply("Neg")}
     done = rewrite(build(Attention(masks=(PADDING,), hooks=hooks)).model())
     (block,) = done.blocks
     assert isinstance(block, RefusedBlock)
-    assert "operator Tanh between the scores and the softmax" in block.reason
+    assert "operator Neg between the scores and the softmax" in block.reason

@@ -19,7 +19,8 @@ def step(context: ChainContext, node: Node) -> Tensor | None:
         factor = context.factor(node, position)
         if factor is None:
             continue
+        scores = node.inputs[1 - position]
+        context.enter(node, scores)
         context.chain.scale *= factor
-        context.chain.is_scaled = True
-        return node.inputs[1 - position]
+        return scores
     raise Refused(node, "the scores are scaled by something that is not one finite number")

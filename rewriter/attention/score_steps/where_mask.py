@@ -6,7 +6,7 @@ Where(keep, S, fill)  ->  stage "keep"        Where(drop, fill, S)  ->  stage "d
 from __future__ import annotations
 
 from stof_onnx.rewriter.attention.block import MaskStage, Refused
-from stof_onnx.rewriter.attention.context import SEEN_THROUGH, ChainContext
+from stof_onnx.rewriter.attention.context import ChainContext
 from stof_onnx.rewriter.graph import Node, Tensor
 
 
@@ -17,10 +17,9 @@ def step(context: ChainContext, node: Node) -> Tensor | None:
     condition, yes, no = node.inputs
     for scores, other, mode in ((yes, no, "keep"), (no, yes, "drop")):
         fill = context.scalar(other)
-        if fill is None or not context.reaches_product(scores, passed=SEEN_THROUGH):
+        if fill is None or not context.reaches_product(scores, anyhow=True):
             continue
-        context.require_unscaled(node)
-        stage = MaskStage(node, "keep" if mode == "keep" else "drop", condition, fill)
-        context.record(stage)
+        stage = MaskStage(node, "keep" if mode == "keep" else "drop", condition, fill=fill)
+        context.record(stage, scores)
         return scores
     raise Refused(node, "neither side of the Where is one number")

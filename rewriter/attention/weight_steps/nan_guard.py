@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 from stof_onnx.ir.expr import Const
 from stof_onnx.ir.expr.build import integer
-from stof_onnx.rewriter.attention.weight_steps.step import WeightStep
+from stof_onnx.rewriter.attention.weight_steps.step import WeightContext, WeightStep
 from stof_onnx.rewriter.graph import Node, Tensor
-from stof_onnx.rewriter.symbolic import SymbolicGraph
 
 
-def step(sym: SymbolicGraph, tensor: Tensor, users: Sequence[Node]) -> WeightStep | None:
+def step(context: WeightContext, tensor: Tensor, users: Sequence[Node]) -> WeightStep | None:
     """Match IsNaN and Where as the only two users."""
     by_op = {user.op: user for user in users}
     if len(users) != 2 or set(by_op) != {"IsNaN", "Where"}:
@@ -24,6 +23,7 @@ def step(sym: SymbolicGraph, tensor: Tensor, users: Sequence[Node]) -> WeightSte
     if condition is not is_nan.outputs[0] or no is not tensor or len(condition.outputs) != 1:
         return None
     # A longer tensor of zeros could enlarge the weights by broadcasting.
+    sym = context.sym
     dims = sym.shape(yes)
     if len(dims) > len(sym.shape(tensor)) or any(dim != integer(1) for dim in dims):
         return None

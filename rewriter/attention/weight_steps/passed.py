@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stof_onnx.rewriter.attention.context import float_type
-from stof_onnx.rewriter.attention.weight_steps.step import WeightStep
+from stof_onnx.rewriter.attention.weight_steps.step import WeightContext, WeightStep
 from stof_onnx.rewriter.graph import Node, Tensor
-from stof_onnx.rewriter.symbolic import SymbolicGraph
 from stof_onnx.rewriter.symbolic.indexing import is_inference_dropout
 
 _BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
-def step(sym: SymbolicGraph, tensor: Tensor, users: Sequence[Node]) -> WeightStep | None:
+def step(context: WeightContext, tensor: Tensor, users: Sequence[Node]) -> WeightStep | None:
     """Go on behind a single such user; a Cast that widens is not passed."""
     if len(users) != 1 or any(output.outputs for output in users[0].outputs[1:]):
         return None

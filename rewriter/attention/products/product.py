@@ -1,0 +1,53 @@
+"""A product of two tensors, whatever operator computes it.
+
+Axes carry labels, as in an einsum: an index of the output, and one for the label that is
+summed over, say which elements of the operands meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stof_onnx.ir.expr import Expr
+from stof_onnx.ir.expr.build import integer
+from stof_onnx.rewriter.graph import Node, Tensor
+from stof_onnx.rewriter.symbolic import SymbolicGraph
+from stof_onnx.rewriter.symbolic.registry import Index
+
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Product:
+    """``out[labels] = factor * sum over contracted of left[labels] * right[labels]``.
+
+    Attributes:
+        node: that computes it.
+        labels: of the axes of its two operands.
+        out: labels of the output's axes.
+        contracted: the one label that is summed over.
+        factor: the operator's own scale.
+    """
+
+    node: Node
+    labels: tuple[Labels, Labels]
+    out: Labels
+    contracted: str
+    factor: float = 1.0
+
+    def operand(self, side: int) -> Tensor:
+        """The left (0) or right (1) operand."""
+        return self.node.inputs[side]
+
+    def operand_index(self, sym: SymbolicGraph, side: int, at: Mapping[str, Expr]) -> Index:
+        """Index of an operand where the labels have these values; broadcast axes read 0."""
+        dims = sym.shape(self.operand(side))
+        return tuple(
+            integer(0) if dim == integer(1) else at[label]
+            for label, dim in zip(self.labels[side], dims, strict=True)
+        )
+
+    def size(self, sym: SymbolicGraph, side: int, label: str) -> Expr:
+        """Length of an operand's axis."""
+        return sym.shape(self.operand(side))[self.labels[side].index(label)]
