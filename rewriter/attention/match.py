@@ -206,6 +206,13 @@ class _Matcher:
             for role, side in (("query", query_side), ("key", 1 - query_side))
         )
         value = self._read_value(context, value_product, value_side, at, axes, channel, value_dim)
+        if key.heads != value.heads:
+            # Repeated before rotary embedding, say, on one side and after it on the other.
+            held = max(key.heads, value.heads)
+            key = self._read(context, "key", product, 1 - query_side, axes, head_dim, held)
+            value = self._read_value(
+                context, value_product, value_side, at, axes, channel, value_dim, held
+            )
         self._check_operands(score_node, query, key, value, axes)
         output = self._output(value_product, at, axes, channel, value_dim)
         dtype = self._common_type(score_node, [query, key, value], output)
@@ -398,6 +405,7 @@ class _Matcher:
         side: int,
         axes: ScoreAxes,
         size: int,
+        held: int = 0,
     ) -> OperandRead:
         """How query or key is read."""
         channel = Var("d", integer(size)) if size > 1 else integer(0)
@@ -406,7 +414,7 @@ class _Matcher:
         token = axes.index.q if role == "query" else axes.index.k
         tokens = axes.dims[2 if role == "query" else 3]
         every = (axes.index.b, axes.index.h, token, channel)
-        sizes = Sizes(axes.dims[0], axes.heads, tokens, size)
+        sizes = Sizes(axes.dims[0], axes.heads, tokens, size, held)
         return self._read_at(context, role, product, side, at, (every, sizes))
 
     def _read_value(
@@ -418,9 +426,10 @@ class _Matcher:
         axes: ScoreAxes,
         channel: Expr,
         size: int,
+        held: int = 0,
     ) -> OperandRead:
         every = (axes.index.b, axes.index.h, axes.index.k, channel)
-        sizes = Sizes(axes.dims[0], axes.heads, axes.dims[3], size)
+        sizes = Sizes(axes.dims[0], axes.heads, axes.dims[3], size, held)
         return self._read_at(context, "value", product, side, at, (every, sizes))
 
     def _read_at(

@@ -33,12 +33,18 @@ class Sizes:
         heads: query heads H.
         tokens: Sq or Sk.
         channels: head dim.
+        held: heads that the tensor must hold; 0 for the fewest there are.
     """
 
     batch: Expr
     heads: int
     tokens: Expr
     channels: int
+    held: int = 0
+
+    def allows(self, held: int) -> bool:
+        """Whether a tensor of so many heads is wanted."""
+        return self.held in (0, held)
 
 
 def read_operand(
@@ -67,7 +73,7 @@ def read_operand(
     scale = 1.0
     while True:
         found = _layout(context, tensor, index, variables, sizes)
-        if found is not None:
+        if found is not None and sizes.allows(found[1]):
             best = OperandRead(tensor, found[0], found[1], scale)
             best_walked = list(walked)
         node = producer(tensor)
@@ -197,7 +203,7 @@ def _arranged(
     for held in _divisors(sizes.heads):
         group = floordiv(head, integer(sizes.heads // held))
         is_whole = count == mul(sizes.batch, integer(held))
-        if is_whole and flat == add(mul(batch, integer(held)), group):
+        if sizes.allows(held) and is_whole and flat == add(mul(batch, integer(held)), group):
             perm = (*lead, *(axis for axis in last if axis is not None))
             return OperandRead(tensor, TensorLayout("BHSD"), held, 1.0, Arrangement(perm, held))
     return None

@@ -46,7 +46,10 @@ _SOFTMAX_TYPES = (
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Heads and dims as numbers, lengths as expressions; ``past`` is 0 without a cache."""
+    """Heads and dims as numbers; lengths as expressions and as scalar tensors.
+
+    ``past`` is 0, and ``past_length`` None, without a cache.
+    """
 
     heads: int
     kv_heads: int
@@ -55,6 +58,9 @@ class _Sizes:
     queries: Expr
     past: Expr
     keys: Expr
+    query_length: Tensor
+    past_length: Tensor | None
+    key_length: Tensor
 
 
 def lower(g: SubGraph) -> Node:
@@ -63,7 +69,7 @@ def lower(g: SubGraph) -> Node:
     sizes = _sizes(g)
     is_flat = len(g.dims(g.needed(0))) == 3
     query, key, value = _operands(g, sizes, is_flat)
-    stages, can_be_empty = _stages(g, sizes, query, key)
+    stages, can_be_empty = _stages(g, sizes)
     own_type = element_type(query)
     scale = g.attribute("scale", None)
     softmax, weights = weigh(
@@ -130,8 +136,19 @@ def _sizes(g: SubGraph) -> _Sizes:
         value_dim = g.quotient(value[2], kv_heads, "the width of value")
     if heads % kv_heads:
         raise g.refusal(f"{heads} query heads are not a multiple of {kv_heads} key heads")
-    keys = add(past, key[-2])
-    return _Sizes(heads, kv_heads, head_dim, value_dim, query[-2], past, keys)
+    past_length = None if past_key is None else g.length(past_key, 2)
+    return _Sizes(
+        heads,
+        kv_heads,
+        head_dim,
+        value_dim,
+        queries=query[-2],
+        past=past,
+        keys=add(past, key[-2]),
+        query_length=g.length(g.needed(0), len(query) - 2),
+        past_length=past_length,
+        key_length=g.total(past_length, g.length(g.needed(1), len(key) - 2)),
+    )
 
 
 def _operands(g: SubGraph, sizes: _Sizes, is_flat: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,25 +172,21 @@ def _operands(g: SubGraph, sizes: _Sizes, is_flat: bool) -> tuple[Tensor, Tensor
     return query, cached[0], cached[1]
 
 
-def _stages(
-    g: SubGraph, sizes: _Sizes, query: Tensor, key: Tensor
-) -> tuple[list[Stage], bool]:
+def _stages(g: SubGraph, sizes: _Sizes, query: Tensor, key: Tensor) -> tuple[list[Stage], bool]:
     """The masks, and whether a row may see no key."""
     stages: list[Stage] = []
     conditions: list[Tensor] = []
     mask = g.input(_MASK)
     if mask is not None:
-        mask = _padded(g, mask, sizes, key)
+        mask = _padded(g, mask, sizes)
         if element_type(mask) == BOOL:
             conditions.append(mask)
         else:
-            own_type = element_type(query)
-            same = element_type(mask) == own_type
-            stages.append(AddStage(mask if same else g.common("Cast", mask, to=own_type)))
-    bounds, sees_own = _bounds(g, sizes, query, key)
+            stages.append(AddStage(g.cast(mask, element_type(g.needed(0)))))
+    bounds, sees_own = _bounds(g, sizes)
     lengths = g.input(_NONPAD)
     if lengths is not None:
-        columns = g.positions(g.length(key, 2))
+        columns = g.positions(sizes.key_length)
         each = g.common("Reshape", lengths, g.ints(-1, 1, 1, 1))
         conditions.append(g.common("Less", columns, each))
     keep = g.all_of([*conditions, *bounds])
@@ -182,22 +195,20 @@ def _stages(
     return stages, bool(stages) and (mask is not None or bool(conditions) or not sees_own)
 
 
-def _bounds(
-    g: SubGraph, sizes: _Sizes, query: Tensor, key: Tensor
-) -> tuple[list[Tensor], bool]:
+def _bounds(g: SubGraph, sizes: _Sizes, query: Tensor, key: Tensor) -> tuple[list[Tensor], bool]:
     """What is_causal and the windows keep, and whether every row then sees a key."""
     is_causal = g.attribute("is_causal", 0) == 1
     left, right = g.attribute("left_window_size", -1), g.attribute("right_window_size", -1)
     if not is_causal and left < 0 and right < 0:
         return [], True
-    rows = g.common("Unsqueeze", g.positions(g.length(query, 2)), g.ints(1))
-    lengths, past = g.input(_NONPAD), g.input(_PAST_KEY)
-    if past is not None:
-        rows = g.common("Add", rows, g.length(past, 2))
+    rows = g.common("Unsqueeze", g.positions(sizes.query_length), g.ints(1))
+    lengths = g.input(_NONPAD)
+    if sizes.past_length is not None:
+        rows = g.common("Add", rows, sizes.past_length)
     elif lengths is not None:
-        offset = g.common("Sub", lengths, g.length(query, 2))
+        offset = g.common("Sub", lengths, sizes.query_length)
         rows = g.common("Add", rows, g.common("Reshape", offset, g.ints(-1, 1, 1, 1)))
-    columns = g.positions(g.length(key, 2))
+    columns = g.positions(sizes.key_length)
     bounds = []
     if is_causal:
         bounds.append(g.common("LessOrEqual", columns, rows))
@@ -211,7 +222,7 @@ def _bounds(
     return bounds, starts_inside or has_own_key
 
 
-def _padded(g: SubGraph, mask: Tensor, sizes: _Sizes, key: Tensor) -> Tensor:
+def _padded(g: SubGraph, mask: Tensor, sizes: _Sizes) -> Tensor:
     """The mask at all keys: from opset 24 on the missing last ones are not attended."""
     dims = g.dims(mask)
     if len(dims) > 4:
@@ -221,7 +232,7 @@ def _padded(g: SubGraph, mask: Tensor, sizes: _Sizes, key: Tensor) -> Tensor:
     if isinstance(dims[-1], Const) and isinstance(sizes.keys, Const):
         missing: int | Tensor = int(sizes.keys.value) - int(dims[-1].value)
     else:
-        missing = g.common("Sub", g.length(key, 2), g.length(mask, len(dims) - 1))
+        missing = g.common("Sub", sizes.key_length, g.length(mask, len(dims) - 1))
     pads = g.vector(*[0] * (2 * len(dims) - 1), missing)
     if element_type(mask) == BOOL:
         return g.common("Pad", mask, pads, g.constant(False, np.bool_))

@@ -83,7 +83,9 @@ def repeat_heads(g: SubGraph, heads_BHSD: Tensor, held: int, heads: int, head_di
     return g.reshape(wide, 0, heads, -1, head_dim)
 
 
-def weigh(g: SubGraph, query_BHSD: Tensor, key_BHSD: Tensor, scoring: Scoring) -> tuple[Node, Tensor]:
+def weigh(
+    g: SubGraph, query_BHSD: Tensor, key_BHSD: Tensor, scoring: Scoring
+) -> tuple[Node, Tensor]:
     """The Softmax node and the weights [B, H, Sq, Sk] in query's type."""
     own_type = element_type(query_BHSD)
     scaled = g.op("Mul", query_BHSD, g.number(scoring.scale, own_type))

@@ -232,7 +232,7 @@ class SubGraph:
         """The tensor in another type; itself where it has that type."""
         if element_type(tensor) == element:
             return tensor
-        return self.op("Cast", tensor, to=element)
+        return self.common("Cast", tensor, to=element)
 
     def reshape(self, tensor: Tensor, *dims: int, output: Tensor | None = None) -> Tensor:
         """Reshape: 0 copies a dimension, -1 is solved for."""
@@ -255,6 +255,10 @@ class SubGraph:
         else:
             self._use(known.inputs[0])
         return known
+
+    def total(self, past: Tensor | None, new: Tensor) -> Tensor:
+        """The number of cached and new tokens as an INT64 scalar."""
+        return new if past is None else self.common("Add", past, new)
 
     def vector(self, *parts: int | Tensor) -> Tensor:
         """An INT64 vector of numbers and scalars."""

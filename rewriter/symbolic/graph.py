@@ -10,7 +10,13 @@ import onnx_graphsurgeon as gs
 from stof_onnx.ir.expr import Const, Expr, Kind, Load, Poly, Var
 from stof_onnx.ir.expr.build import add, integer, mul, where
 from stof_onnx.ir.expr.ops import Array
-from stof_onnx.rewriter.symbolic import pointwise, shapes, sources, views  # noqa: F401 - rules
+from stof_onnx.rewriter.symbolic import (  # noqa: F401 - rules
+    neural_shapes,
+    pointwise,
+    shapes,
+    sources,
+    views,
+)
 from stof_onnx.rewriter.symbolic.registry import (
     ELEMENT_RULES,
     SHAPE_RULES,

@@ -16,7 +16,7 @@ from stof_onnx.rewriter.symbolic.registry import Index, Node, Shape, Unliftable
 if TYPE_CHECKING:
     from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
 
-_HUGE = 2**31 - 1
+_HUGE = 2**31 - 2
 
 
 def attribute(node: Node, name: str, default: Any) -> Any:
@@ -138,7 +138,7 @@ def index_below(sym: SymbolicGraph, node: Node, index: Index) -> Index | None:
 
 
 def slice_parts(sym: SymbolicGraph, node: Node) -> dict[int, tuple[Expr, Expr, int]]:
-    """For each sliced axis (start, length, step); steps other than 1 are refused."""
+    """For each sliced axis (start, length, step)."""
     source = sym.shape(node.inputs[0])
     starts, ends = (sym.values(node.inputs[i]) for i in (1, 2))
     axes_input, steps_input = optional_input(node, 3), optional_input(node, 4)
@@ -146,11 +146,15 @@ def slice_parts(sym: SymbolicGraph, node: Node) -> dict[int, tuple[Expr, Expr, i
     steps = sym.integers(steps_input) if steps_input is not None else (1,) * len(starts)
     parts: dict[int, tuple[Expr, Expr, int]] = {}
     for start, end, written_axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step != 1:
-            raise Unliftable(f"Slice with step {step}")
         axis = axis_of(written_axis, len(source))
-        first, last = (_slice_bound(bound, source[axis]) for bound in (start, end))
-        parts[axis] = (first, sub(last, first), step)
+        if step > 0:
+            first, last = (_slice_bound(bound, source[axis]) for bound in (start, end))
+        else:
+            first, last = (_backward_bound(bound, source[axis]) for bound in (start, end))
+        # The last element may be closer than a step: round the number of steps up.
+        reach = sub(last, first) if step > 0 else sub(first, last)
+        length = floordiv(add(reach, integer(abs(step) - 1)), integer(abs(step)))
+        parts[axis] = (first, length, step)
     return parts
 
 
@@ -172,6 +176,16 @@ def _slice_bound(bound: Expr, dim: Expr) -> Expr:
     if not is_nonnegative(Poly.of(bound)):
         raise Unliftable("a Slice bound that may count from either end")
     return bound
+
+
+def _backward_bound(bound: Expr, dim: Expr) -> Expr:
+    """A start or end inside -1..dim-1, for steps below 0."""
+    if not isinstance(bound, Const):
+        raise Unliftable("a Slice backwards from an unknown position")
+    value, last = int(bound.value), sub(dim, integer(1))
+    if value >= 0:
+        return minimum(bound, last)
+    return integer(-1) if value < -_HUGE else maximum(add(bound, dim), integer(-1))
 
 
 def split_sizes(sym: SymbolicGraph, node: Node) -> tuple[int, tuple[Expr, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stof_onnx.ir.expr import Const
-from stof_onnx.ir.expr.build import add, integer
+from stof_onnx.ir.expr.build import add, integer, mul
 from stof_onnx.rewriter.symbolic.indexing import (
     attribute,
     axis_of,
@@ -83,10 +83,10 @@ def expand(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tuple
 
 @view("Slice")
 def slice_(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tuple[Tensor, Index]:
-    """Shift by the start of each sliced axis."""
+    """Shift by the start of each sliced axis, in its steps."""
     moved = list(index)
-    for axis, (start, _, _) in slice_parts(sym, node).items():
-        moved[axis] = add(start, moved[axis])
+    for axis, (start, _, step) in slice_parts(sym, node).items():
+        moved[axis] = add(start, mul(integer(step), moved[axis]))
     return node.inputs[0], tuple(moved)
 
 
