@@ -209,10 +209,14 @@ class _Matcher:
         if key.heads != value.heads:
             # Repeated before rotary embedding, say, on one side and after it on the other.
             held = max(key.heads, value.heads)
-            key = self._read(context, "key", product, 1 - query_side, axes, head_dim, held)
-            value = self._read_value(
-                context, value_product, value_side, at, axes, channel, value_dim, held
-            )
+            try:
+                key = self._read(context, "key", product, 1 - query_side, axes, head_dim, held)
+                value = self._read_value(
+                    context, value_product, value_side, at, axes, channel, value_dim, held
+                )
+            except Refused as reason:
+                what = f"key has {key.heads} heads and value {value.heads}"
+                raise Refused(score_node, what) from reason
         self._check_operands(score_node, query, key, value, axes)
         output = self._output(value_product, at, axes, channel, value_dim)
         dtype = self._common_type(score_node, [query, key, value], output)
@@ -461,8 +465,6 @@ class _Matcher:
     ) -> None:
         if query.heads != axes.heads:
             raise Refused(node, f"query has {query.heads} heads where the scores have {axes.heads}")
-        if key.heads != value.heads:
-            raise Refused(node, f"key has {key.heads} heads and value {value.heads}")
         if value.scale != 1.0:
             raise Refused(node, "value is multiplied by a number on its way")
 

@@ -31,8 +31,12 @@ from stof_onnx.ir.mask.program import (
     swallows_scores,
 )
 from stof_onnx.rewriter.attention.block import AttentionBlock, MaskStage, Refused
-from stof_onnx.rewriter.masks.additive import hides, read_additive
+from stof_onnx.rewriter.masks.additive import Additive, hides, read_additive
 from stof_onnx.rewriter.symbolic import SymbolicGraph
+
+
+# A bias of more terms than this, computed for each pair, is read from the tensor instead.
+_MOST_BIAS_TERMS = 32
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class _StageRead:
 
 
 def _read_stage(sym: SymbolicGraph, stage: MaskStage, block: AttentionBlock) -> _StageRead:
-    expr = sym.element(stage.tensor, stage.index)
+    expr = sym.value(stage.tensor, stage.index)
     if stage.mode == "add":
         scaled = fmul(Const(stage.factor), expr)
         return _read_add(stage, scaled, block.chain.score_dtype)
@@ -132,6 +136,10 @@ def _read_add(stage: MaskStage, expr: Expr, score_dtype: str) -> _StageRead:
     found = read_additive(selected, score_dtype)
     if assumed and found.bias is not None:
         assumed, found = [], read_additive(expr, score_dtype)
+    if found.keep == TRUE and found.bias is not None and found.bias.size > _MOST_BIAS_TERMS:
+        # Many operations for each pair cost a kernel more than one load.
+        load = Load(stage.tensor.name, stage.index, "float")
+        found = Additive(TRUE, fmul(Const(stage.factor), load), frozenset())
     notes = tuple(f"{name!r} is taken to hold only 0 and 1" for name in sorted(set(assumed)))
     return _StageRead(stage, found.keep, found.bias, found.fills, notes)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from stof_onnx.ir.expr import Const, Expr, Kind, Load, Poly, Var
+from stof_onnx.ir.expr import Const, Expr, Kind, Load, Poly, Var, loads, walk
 from stof_onnx.ir.expr.build import add, integer, mul, where
 from stof_onnx.ir.expr.ops import Array
 from stof_onnx.rewriter.symbolic import (  # noqa: F401 - rules
@@ -122,6 +122,27 @@ class SymbolicGraph:
                 self._depth -= 1
         return self._elements[key]
 
+    def value(self, tensor: Tensor, index: Index) -> Expr:
+        """Like :meth:`element`, where a table that a run-time matrix indexes is read as it is.
+
+        A relative position bias is ``weights[bucket[q, k], h]``: where the buckets come from a
+        tensor over queries and keys, the bias itself is one too, and cheaper to read.
+        """
+        found = self.element(tensor, index)
+        if found.kind != "float" or not isinstance(found, Load):
+            return found
+        inner = [load for at in found.index for load in loads(at)]
+        if not any(len(_index_names(load)) > 1 for load in inner):
+            return found
+        # Expanded over the batch it would only be longer.
+        while tensor.inputs and tensor.inputs[0].op in ("Expand", "Identity"):
+            step = self.view(tensor, index)
+            if step is None:
+                break
+            tensor, index = step
+        self.leaf_reasons[tensor.name] = f"{found.source!r} is read where a run-time matrix says"
+        return Load(tensor.name, index, "float")
+
     def _element(self, tensor: Tensor, index: Index) -> Expr:
         if not isinstance(tensor, gs.Constant) and not tensor.inputs:
             return Load(tensor.name, index, kind_of(tensor))
@@ -212,6 +233,11 @@ class SymbolicGraph:
                 condition = Load(tensor.name, index, "bool")
                 return where(condition, _literal(high), _literal(low))
         return Load(tensor.name, index, kind_of(tensor))
+
+
+def _index_names(expr: Expr) -> set[str]:
+    """Names of the index variables that an expression reads."""
+    return {v.name for v in walk(expr) if isinstance(v, Var) and v.bound is not None}
 
 
 def output_position(node: Node, tensor: Tensor) -> int:

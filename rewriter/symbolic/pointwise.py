@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ _WIDE_DTYPES = ("int64", "int32")
 def operands(sym: SymbolicGraph, node: Node, index: Index) -> list[Expr]:
     """Elements of all inputs, broadcast to the output's index."""
     return [
-        sym.element(tensor, broadcast_index(index, sym.shape(tensor))) for tensor in node.inputs
+        sym.value(tensor, broadcast_index(index, sym.shape(tensor))) for tensor in node.inputs
     ]
 
 
@@ -173,26 +174,17 @@ def maximum(*values: Expr) -> Expr:
 
 @_pointwise("Equal")
 def equal(left: Expr, right: Expr) -> Expr:
-    """Equality; of floats where one side is a tree of constants."""
+    """Equality; of floats where both sides are trees of constants."""
     if _is_float(left, right):
-        return _compare_leaves(left, right)
+        return _compare_leaves("Equal", operator.eq, left, right)
     return b.eq(left, right)
-
-
-def _compare_leaves(left: Expr, right: Expr) -> Expr:
-    if isinstance(left, Op) and left.name == "where":
-        condition, yes, no = left.args
-        return b.where(condition, _compare_leaves(yes, right), _compare_leaves(no, right))
-    if isinstance(left, Const) and isinstance(right, Const):
-        return Const(bool(left.value == right.value))
-    if isinstance(left, Const):
-        return _compare_leaves(right, left)
-    raise Unliftable("Equal on run-time floats")
 
 
 @_pointwise("Less")
 def less(left: Expr, right: Expr) -> Expr:
     """left < right."""
+    if _is_float(left, right):
+        return _compare_leaves("Less", operator.lt, left, right)
     _need_ordered("Less", left, right)
     return b.gt(right, left)
 
@@ -200,6 +192,8 @@ def less(left: Expr, right: Expr) -> Expr:
 @_pointwise("LessOrEqual")
 def less_or_equal(left: Expr, right: Expr) -> Expr:
     """left <= right."""
+    if _is_float(left, right):
+        return _compare_leaves("LessOrEqual", operator.le, left, right)
     _need_ordered("LessOrEqual", left, right)
     return b.ge(right, left)
 
@@ -207,15 +201,36 @@ def less_or_equal(left: Expr, right: Expr) -> Expr:
 @_pointwise("Greater")
 def greater(left: Expr, right: Expr) -> Expr:
     """left > right."""
-    _need_ordered("Greater", left, right)
-    return b.gt(left, right)
+    return less(right, left)
 
 
 @_pointwise("GreaterOrEqual")
 def greater_or_equal(left: Expr, right: Expr) -> Expr:
     """left >= right."""
-    _need_ordered("GreaterOrEqual", left, right)
-    return b.ge(left, right)
+    return less_or_equal(right, left)
+
+
+def _compare_leaves(
+    op_type: str, compare: Callable[[float, float], bool], left: Expr, right: Expr
+) -> Expr:
+    """A comparison of floats that are selections between constants."""
+    if isinstance(left, Op) and left.name == "where":
+        condition, yes, no = left.args
+        return b.where(
+            condition,
+            _compare_leaves(op_type, compare, yes, right),
+            _compare_leaves(op_type, compare, no, right),
+        )
+    if isinstance(right, Op) and right.name == "where":
+        condition, yes, no = right.args
+        return b.where(
+            condition,
+            _compare_leaves(op_type, compare, left, yes),
+            _compare_leaves(op_type, compare, left, no),
+        )
+    if isinstance(left, Const) and isinstance(right, Const):
+        return Const(bool(compare(left.value, right.value)))
+    raise Unliftable(f"{op_type} on run-time floats")
 
 
 @_pointwise("And")

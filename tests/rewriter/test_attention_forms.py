@@ -229,6 +229,8 @@ FORMS = [
     # operands that only a Transpose or Reshape brings into order
     form("batches of key swapped", batch=2, hooks={"key": pick(0, 1, 0)}),
     form("heads of key swapped", hooks={"key": pick(1, 1, 0)}),
+    form("keys in reverse order", hooks={"key": lambda g, x: g.op(
+        "Slice", x, g.ints(-1), g.ints(-(2**62)), g.ints(3), g.ints(-1))}),
     form("first key left out", keys="memory", hooks={"key": cut(3, 1), "value": cut(2, 1)}),
     # around the softmax
     form("last axis by its number", axis=3),
@@ -370,9 +372,6 @@ NEAR_MISSES = [
     miss("key of one batch for all", "MatMul", "", keys="memory", batch=2, key_batch=1),
     miss("first batch of key", "MatMul", "layout of key", hooks={"key": cut(0, 0, 1)}),
     miss("one key head, two value heads", "MatMul", "heads", hooks={"key": cut(1, 0, 1)}),
-    miss("key reversed", "Softmax", "step -1",
-         hooks={"key": lambda g, x: g.op(
-             "Slice", x, g.ints(-1), g.ints(-(2**62)), g.ints(3), g.ints(-1))}),
     # types in between
     miss("scores rounded to integers", "Cast", "cast", hooks={"scores": through("int32")}),
     miss("weights rounded to half", "Cast", "Cast", hooks={"weights": through("float16")}),
