@@ -21,12 +21,8 @@ from stof_onnx.ir.operators.masked_attention import MaskedAttention
 from stof_onnx.ir.operators.registry import DOMAIN, PLUGIN_VERSION
 from stof_onnx.ir.operators.tensor_info import ONNX_TYPES, TensorInfo
 from stof_onnx.rewriter.attention.block import AttentionBlock, Refused
-from stof_onnx.rewriter.attention.match import (
-    is_attention_like,
-    match_block,
-    score_product,
-    score_symbols,
-)
+from stof_onnx.rewriter.attention.find import is_attention_like, score_product, score_symbols
+from stof_onnx.rewriter.attention.match import match_block
 from stof_onnx.rewriter.attention.replace import Replacer
 from stof_onnx.rewriter.export import export_model
 from stof_onnx.rewriter.graph import (

@@ -75,6 +75,7 @@ def _axes(
     last: tuple[int, int],
     batch: Expr,
     heads: int,
+    *,
     merged: int = 1,
 ) -> ScoreAxes:
     dims = (batch, integer(heads), shape[last[0]], shape[last[1]])

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from stof_onnx.ir.expr import Const, Expr, Var, variables
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.ir.operators.masked_attention import TensorLayout
-from stof_onnx.rewriter.attention.axes import ScoreAxes, head_hints, split_axes
+from stof_onnx.rewriter.attention.axes import ScoreAxes, split_axes
 from stof_onnx.rewriter.attention.block import (
     AttentionBlock,
     OperandRead,
@@ -21,6 +21,7 @@ from stof_onnx.rewriter.attention.block import (
     SinkRead,
 )
 from stof_onnx.rewriter.attention.context import FLOAT_TYPES, ChainContext, float_type
+from stof_onnx.rewriter.attention.find import merged_heads, own_shape
 from stof_onnx.rewriter.attention.operands import Sizes, Variables, read_operand
 from stof_onnx.rewriter.attention.outputs import OutputSizes, find_output, shapes_die
 from stof_onnx.rewriter.attention.products import PRODUCT_OPS, Product, read_product
@@ -30,56 +31,9 @@ from stof_onnx.rewriter.attention.weight_steps import WEIGHT_STEPS, WeightContex
 from stof_onnx.rewriter.graph import Node, Tensor, consumers, is_graph_output, node_name, producer
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 from stof_onnx.rewriter.symbolic.indexing import axis_of
-from stof_onnx.rewriter.symbolic.registry import Index, Shape
+from stof_onnx.rewriter.symbolic.registry import Index
 
 Role = Literal["query", "key", "value"]
-
-# How many operators may lie between a Softmax and the product with value.
-_REACH = 8
-_POINTWISE = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Sub", "Tanh", "Where"})
-
-
-def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> bool:
-    """Whether a Softmax lies between two products of run-time tensors."""
-    context = ChainContext(sym, ScoreChain())
-    if not context.reaches_product(softmax.inputs[0], anyhow=True):
-        return False
-    frontier = [softmax.outputs[0]]
-    for _ in range(_REACH):
-        users = [user for tensor in frontier for user in consumers(graph, tensor)]
-        if any(user.op in PRODUCT_OPS and _is_of_values(user) for user in users):
-            return True
-        frontier = [output for user in users for output in user.outputs]
-    return False
-
-
-def _is_of_values(node: Node) -> bool:
-    return not any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
-
-
-def score_symbols(graph: gs.Graph, sym: SymbolicGraph) -> frozenset[str]:
-    """Names of the dimensions that are a whole dimension of some block's scores."""
-    names = set()
-    for node in graph.nodes:
-        product = score_product(sym, node) if node.op == "Softmax" else None
-        try:
-            dims = sym.shape(product.outputs[0]) if product is not None else ()
-        except Unliftable:
-            continue
-        names |= {dim.name for dim in dims if isinstance(dim, Var)}
-    return frozenset(names)
-
-
-def score_product(sym: SymbolicGraph, softmax: Node) -> Node | None:
-    """The product of run-time tensors that the scores come from, found roughly."""
-    context = ChainContext(sym, ScoreChain())
-    tensor = softmax.inputs[0]
-    while context.reaches_product(tensor, anyhow=True):
-        node = producer(tensor)
-        if node is None or node.op in PRODUCT_OPS:
-            return node
-        tensor = next(t for t in node.inputs if context.reaches_product(t, anyhow=True))
-    return None
 
 
 def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> AttentionBlock:
@@ -93,7 +47,7 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     column = find_sinks(context, softmax)
     scores = softmax.inputs[0] if column is None else column.scores
     try:
-        shape = _own_shape(context, scores)
+        shape = own_shape(context, scores)
     except Unliftable as reason:
         # The walk may know a better reason than an unknown shape.
         _Matcher(graph, sym, softmax, column).walk_without_axes()
@@ -104,7 +58,7 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     if column is not None and key_axis != len(shape) - 1:
         raise Refused(softmax, f"softmax over axis {key_axis}, and sinks on the last one")
     furthest: Refused | None = None
-    hints = _merged_heads(sym, softmax)
+    hints = merged_heads(sym, softmax)
     for axes in split_axes(shape, key_axis, hints):
         matcher = _Matcher(graph, sym, softmax, column)
         try:
@@ -117,52 +71,41 @@ def match_block(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> Attention
     raise furthest or Refused(softmax, f"the number of heads is not fixed ({shape[:-2]!r})")
 
 
-def _own_shape(context: ChainContext, tensor: Tensor) -> Shape:
-    """Shape of the scores by their own names, not by those that a mask gives its dimensions."""
-    shape = context.sym.shape(tensor)
-    while (node := producer(tensor)) is not None and node.op in _POINTWISE:
-        sides = [t for t in node.inputs if context.reaches_product(t, anyhow=True)]
-        if len(sides) != 1 or len(context.sym.shape(sides[0])) != len(shape):
-            break
-        (tensor,) = sides
-        shape = context.sym.shape(tensor)
-    return shape
+@dataclass(frozen=True)
+class _ValueSide:
+    """Value in its product.
+
+    Attributes:
+        product: of weights and value.
+        side: which operand value is.
+        at: index expression of each label.
+        channel: variable over value's head dim.
+        size: of that.
+    """
+
+    product: Product
+    side: int
+    at: dict[str, Expr]
+    channel: Expr
+    size: int
 
 
-def _merged_heads(sym: SymbolicGraph, softmax: Node) -> list[int]:
-    """Divisors of the indices at which the score product reads its sources."""
-    node = score_product(sym, softmax)
-    product = read_product(sym, node) if node is not None else None
-    if product is None:
-        return []
-    found: list[Index] = []
-    for side in (0, 1):
-        tensor = product.operand(side)
-        index = tuple(
-            integer(0) if dim == integer(1) else Var(f"x{axis}", dim)
-            for axis, dim in enumerate(sym.shape(tensor))
-        )
-        step: tuple[Tensor, Index] | None = (tensor, index)
-        while step is not None:
-            tensor, index = step
-            found.append(index)
-            step = sym.view(tensor, index) or _through_pointwise(sym, tensor, index)
-    return head_hints(*found)
+@dataclass(frozen=True)
+class _ScoreSide:
+    """The score product, the index of score (b, h, q, k) in it, and the head dim."""
+
+    product: Product
+    index: Index
+    size: int
 
 
-def _through_pointwise(
-    sym: SymbolicGraph, tensor: Tensor, index: Index
-) -> tuple[Tensor, Index] | None:
-    """Past a scale, which keeps the index."""
-    node = producer(tensor)
-    if node is None or node.op not in ("Mul", "Div", "Cast"):
-        return None
-    source = node.inputs[0]
-    try:
-        same = sym.shape(source) == sym.shape(tensor)
-    except Unliftable:
-        return None
-    return (source, index) if same else None
+@dataclass(frozen=True)
+class _Operand:
+    """One operand of a product, read where the labels have the values ``at``."""
+
+    product: Product
+    side: int
+    at: dict[str, Expr]
 
 
 @dataclass
@@ -197,28 +140,18 @@ class _Matcher:
         score_node = self._walk_scores(context)
         self.inner.extend(chain.nodes)
         weights, index, guarded = self._walk_weights(axes)
-        value_product, value_side = self._value_product(weights)
-        at, channel, value_dim = self._value_labels(value_product, value_side, axes, index)
+        value_side = self._value_side(*self._value_product(weights), axes, index)
         product, query_side = self._score_product(context, score_node, axes)
-        head_dim = self._number(product, query_side, product.contracted)
-        query, key = (
-            self._read(context, role, product, side, axes, head_dim)
-            for role, side in (("query", query_side), ("key", 1 - query_side))
-        )
-        value = self._read_value(context, value_product, value_side, at, axes, channel, value_dim)
-        if key.heads != value.heads:
-            # Repeated before rotary embedding, say, on one side and after it on the other.
-            held = max(key.heads, value.heads)
-            try:
-                key = self._read(context, "key", product, 1 - query_side, axes, head_dim, held)
-                value = self._read_value(
-                    context, value_product, value_side, at, axes, channel, value_dim, held
-                )
-            except Refused as reason:
-                what = f"key has {key.heads} heads and value {value.heads}"
-                raise Refused(score_node, what) from reason
-        self._check_operands(score_node, query, key, value, axes)
-        output = self._output(value_product, at, axes, channel, value_dim)
+        size = self._number(product, query_side, product.contracted)
+        score_side = _ScoreSide(product, context.index, size)
+        query = self._read(context, "query", score_side, query_side, axes)
+        key, value = self._key_and_value(context, score_side, 1 - query_side, value_side, axes)
+        if query.heads != axes.heads:
+            what = f"query has {query.heads} heads where the scores have {axes.heads}"
+            raise Refused(score_node, what)
+        if value.scale != 1.0:
+            raise Refused(score_node, "value is multiplied by a number on its way")
+        output = self._output(value_side, axes)
         dtype = self._common_type(score_node, [query, key, value], output)
         self._require_closed(output)
         chain.scale *= product.factor
@@ -237,8 +170,8 @@ class _Matcher:
             output=output,
             chain=chain,
             nan_to_zero=guarded,
-            head_dim=head_dim,
-            value_head_dim=value_dim,
+            head_dim=size,
+            value_head_dim=value_side.size,
             dtype=dtype,
             nodes=len({id(node) for node in self.walked}),
             sinks=self._sinks(context, axes),
@@ -358,10 +291,8 @@ class _Matcher:
             raise Refused(products[0], "this product with value can't be read")
         return product, 1 - sides[0]
 
-    def _value_labels(
-        self, product: Product, side: int, axes: ScoreAxes, index: Index
-    ) -> tuple[dict[str, Expr], Expr, int]:
-        """(index expression of each label, variable over the head dim, head dim of value)."""
+    def _value_side(self, product: Product, side: int, axes: ScoreAxes, index: Index) -> _ValueSide:
+        """Value's labels, with the weights read at ``index``."""
         weights = dict(zip(product.labels[1 - side], index, strict=True))
         if weights.get(product.contracted) != axes.index.k:
             axis = self.softmax.attrs.get("axis", -1)
@@ -383,7 +314,7 @@ class _Matcher:
         if missing:
             raise Refused(product.node, "value has stack axes that the weights lack")
         self._require_not_enlarged(product, side)
-        return at, channel, size
+        return _ValueSide(product, side, at, channel, size)
 
     def _number_or_none(self, product: Product, side: int, label: str) -> int | None:
         dim = product.size(self.sym, side, label)
@@ -405,50 +336,68 @@ class _Matcher:
         self,
         context: ChainContext,
         role: Role,
-        product: Product,
+        scores: _ScoreSide,
         side: int,
         axes: ScoreAxes,
-        size: int,
+        *,
         held: int = 0,
     ) -> OperandRead:
         """How query or key is read."""
+        size = scores.size
         channel = Var("d", integer(size)) if size > 1 else integer(0)
-        at = dict(zip(product.out, context.index, strict=True))
-        at[product.contracted] = channel
+        at = dict(zip(scores.product.out, scores.index, strict=True))
+        at[scores.product.contracted] = channel
         token = axes.index.q if role == "query" else axes.index.k
         tokens = axes.dims[2 if role == "query" else 3]
         every = (axes.index.b, axes.index.h, token, channel)
         sizes = Sizes(axes.dims[0], axes.heads, tokens, size, held)
-        return self._read_at(context, role, product, side, at, (every, sizes))
+        return self._read_at(context, role, _Operand(scores.product, side, at), every, sizes)
 
     def _read_value(
+        self, context: ChainContext, value: _ValueSide, axes: ScoreAxes, *, held: int = 0
+    ) -> OperandRead:
+        every = (axes.index.b, axes.index.h, axes.index.k, value.channel)
+        sizes = Sizes(axes.dims[0], axes.heads, axes.dims[3], value.size, held)
+        operand = _Operand(value.product, value.side, value.at)
+        return self._read_at(context, "value", operand, every, sizes)
+
+    def _key_and_value(
         self,
         context: ChainContext,
-        product: Product,
-        side: int,
-        at: dict[str, Expr],
+        scores: _ScoreSide,
+        key_side: int,
+        value_side: _ValueSide,
         axes: ScoreAxes,
-        channel: Expr,
-        size: int,
-        held: int = 0,
-    ) -> OperandRead:
-        every = (axes.index.b, axes.index.h, axes.index.k, channel)
-        sizes = Sizes(axes.dims[0], axes.heads, axes.dims[3], size, held)
-        return self._read_at(context, "value", product, side, at, (every, sizes))
+    ) -> tuple[OperandRead, OperandRead]:
+        """Both with the same number of heads."""
+        key = self._read(context, "key", scores, key_side, axes)
+        value = self._read_value(context, value_side, axes)
+        if key.heads == value.heads:
+            return key, value
+        # Repeated before rotary embedding, say, on one side and after it on the other.
+        held = max(key.heads, value.heads)
+        try:
+            return (
+                self._read(context, "key", scores, key_side, axes, held=held),
+                self._read_value(context, value_side, axes, held=held),
+            )
+        except Refused as reason:
+            what = f"key has {key.heads} heads and value {value.heads}"
+            raise Refused(scores.product.node, what) from reason
 
     def _read_at(
         self,
         context: ChainContext,
         role: Role,
-        product: Product,
-        side: int,
-        at: dict[str, Expr],
-        wanted: tuple[Variables, Sizes],
+        operand: _Operand,
+        variables: Variables,
+        sizes: Sizes,
     ) -> OperandRead:
-        tensor = product.operand(side)
+        product = operand.product
+        tensor = product.operand(operand.side)
         try:
-            index = product.operand_index(self.sym, side, at)
-            read, nodes = read_operand(context, tensor, index, *wanted)
+            index = product.operand_index(self.sym, operand.side, operand.at)
+            read, nodes = read_operand(context, tensor, index, variables, sizes)
         except Unliftable as reason:
             raise Refused(product.node, f"the shape of {role} is unknown: {reason}") from reason
         if read is None:
@@ -457,22 +406,15 @@ class _Matcher:
         layout = read.layout
         if layout.order == "BSHD" and layout.head_stride == 0:
             # One head has no stride of its own; write the head dimension for it.
-            layout = TensorLayout("BSHD", layout.offset, wanted[1].channels)
+            layout = TensorLayout("BSHD", layout.offset, sizes.channels)
         return OperandRead(read.tensor, layout, read.heads, read.scale, read.arrangement)
 
-    def _check_operands(
-        self, node: Node, query: OperandRead, key: OperandRead, value: OperandRead, axes: ScoreAxes
-    ) -> None:
-        if query.heads != axes.heads:
-            raise Refused(node, f"query has {query.heads} heads where the scores have {axes.heads}")
-        if value.scale != 1.0:
-            raise Refused(node, "value is multiplied by a number on its way")
-
-    def _output(
-        self, product: Product, at: dict[str, Expr], axes: ScoreAxes, channel: Expr, size: int
-    ) -> OutputWrite:
-        index = tuple(at[label] for label in product.out)
-        sizes = OutputSizes(axes.index, channel, axes.dims[0], axes.dims[2], axes.heads, size)
+    def _output(self, value: _ValueSide, axes: ScoreAxes) -> OutputWrite:
+        product = value.product
+        index = tuple(value.at[label] for label in product.out)
+        sizes = OutputSizes(
+            axes.index, value.channel, axes.dims[0], axes.dims[2], axes.heads, value.size
+        )
         output = find_output(self.graph, self.sym, product.node.outputs[0], index, sizes)
         if output is None:
             raise Refused(product.node, "the layout of its output can't be written")

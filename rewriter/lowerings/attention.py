@@ -7,8 +7,7 @@ masks; query i sits at key i + offset, where offset is past's length, or
 nonpad_kv_seqlen - Sq, or 0; a row without keys is 0. The specification scales Q and K by
 sqrt(scale) each, here Q is scaled, which rounds less.
 
-ONNX Runtime 1.32 yields 0 also for a row whose float mask is the lowest finite number
-everywhere; by the specification it is the mean of all values, and so it is here.
+Float masks: float_masks.py.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from onnx import TensorProto
 from stof_onnx.ir.expr import Const, Expr
 from stof_onnx.ir.expr.build import add, integer
 from stof_onnx.rewriter.graph import Node, Tensor
+from stof_onnx.rewriter.lowerings.float_masks import FloatMask, read_float_mask
 from stof_onnx.rewriter.lowerings.scores import (
     AddStage,
     KeepStage,
@@ -172,7 +172,7 @@ def _operands(g: SubGraph, sizes: _Sizes, is_flat: bool) -> tuple[Tensor, Tensor
     return query, cached[0], cached[1]
 
 
-def _stages(g: SubGraph, sizes: _Sizes, query: Tensor, key: Tensor) -> tuple[list[Stage], bool]:
+def _stages(g: SubGraph, sizes: _Sizes) -> tuple[list[Stage], bool]:
     """The masks, and whether a row may see no key."""
     stages: list[Stage] = []
     conditions: list[Tensor] = []
@@ -182,7 +182,10 @@ def _stages(g: SubGraph, sizes: _Sizes, query: Tensor, key: Tensor) -> tuple[lis
         if element_type(mask) == BOOL:
             conditions.append(mask)
         else:
-            stages.append(AddStage(g.cast(mask, element_type(g.needed(0)))))
+            read = read_float_mask(g, mask) if mask is g.input(_MASK) else FloatMask([], [mask])
+            conditions += read.conditions
+            own_type = element_type(g.needed(0))
+            stages += [AddStage(g.cast(bias, own_type)) for bias in read.biases]
     bounds, sees_own = _bounds(g, sizes)
     lengths = g.input(_NONPAD)
     if lengths is not None:
@@ -195,7 +198,7 @@ def _stages(g: SubGraph, sizes: _Sizes, query: Tensor, key: Tensor) -> tuple[lis
     return stages, bool(stages) and (mask is not None or bool(conditions) or not sees_own)
 
 
-def _bounds(g: SubGraph, sizes: _Sizes, query: Tensor, key: Tensor) -> tuple[list[Tensor], bool]:
+def _bounds(g: SubGraph, sizes: _Sizes) -> tuple[list[Tensor], bool]:
     """What is_causal and the windows keep, and whether every row then sees a key."""
     is_causal = g.attribute("is_causal", 0) == 1
     left, right = g.attribute("left_window_size", -1), g.attribute("right_window_size", -1)

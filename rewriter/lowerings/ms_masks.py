@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto
 
 from stof_onnx.ir.expr import Expr
-from stof_onnx.ir.expr.build import add, integer, mul
+from stof_onnx.ir.expr.build import integer, mul
 from stof_onnx.rewriter.graph import Tensor
 from stof_onnx.rewriter.lowerings.scores import AddStage, KeepStage, Stage
 from stof_onnx.rewriter.lowerings.subgraph import FLOAT, SubGraph, is_one

@@ -6,6 +6,7 @@ the same tensors is built once for all layers, so that they share mask, proof an
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,12 +53,14 @@ class Shared:
         lengths: scalar INT64 tensors by the dimension they hold.
         constants: by type, shape and bytes.
         users: for each node, by id, how many lowerings use it.
+        common: ids of the nodes that several lowerings may use.
     """
 
     tensors: dict[Any, tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=dict)
     lengths: dict[Any, Tensor] = field(default_factory=dict)
     constants: dict[Any, Tensor] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
+    common: set[int] = field(default_factory=set)
 
 
 class SubGraph:
@@ -204,6 +207,7 @@ class SubGraph:
         if known is None or not known.inputs:
             known = self.op(op_type, *inputs, **attributes)
             self.shared.tensors[key] = (known, inputs)
+            self.shared.common.add(id(known.inputs[0]))
         else:
             self._use(known.inputs[0])
         return known
@@ -241,10 +245,8 @@ class SubGraph:
     def length(self, tensor: Tensor, axis: int) -> Tensor:
         """A dimension as an INT64 scalar; one tensor for all dimensions known to be equal."""
         dim: Any = (id(tensor), axis)
-        try:
+        with contextlib.suppress(Unliftable):  # a tensor of the sub-graph: equal to itself
             dim = self.sym.shape(tensor)[axis]
-        except (Unliftable, KeyError):
-            pass  # a tensor of the sub-graph, or one of unknown shape: equal to itself
         if isinstance(dim, Const):
             return self.constant(int(dim.value), np.int64)
         known = self.shared.lengths.get(dim)
@@ -303,7 +305,7 @@ class SubGraph:
         if any(node is known for known in self.nodes):
             return
         for tensor in node.inputs:
-            if tensor.inputs and id(tensor.inputs[0]) in self.shared.users:
+            if tensor.inputs and id(tensor.inputs[0]) in self.shared.common:
                 self._use(tensor.inputs[0])
         self.nodes.append(node)
         self.shared.users[id(node)] += 1

@@ -34,7 +34,6 @@ from stof_onnx.rewriter.attention.block import AttentionBlock, MaskStage, Refuse
 from stof_onnx.rewriter.masks.additive import Additive, hides, read_additive
 from stof_onnx.rewriter.symbolic import SymbolicGraph
 
-
 # A bias of more terms than this, computed for each pair, is read from the tensor instead.
 _MOST_BIAS_TERMS = 32
 

@@ -442,9 +442,9 @@ def _compare(
     program = lifted.program
     expected_keep: Array = np.ones((1, 1, 1, 1), bool)
     expected_bias: Array = np.zeros((1, 1, 1, 1), np.float32)
-    for stage, value in zip(block.chain.stages, values, strict=True):
+    for stage, raw in zip(block.chain.stages, values, strict=True):
+        value = _scaled(raw, stage.factor) if stage.mode == "add" else raw
         if stage.mode == "add":
-            value = _scaled(value, stage.factor)
             hidden = value <= hiding_threshold(block.chain.score_dtype)
             expected_keep = expected_keep & ~hidden
             if program.bias is not None or np.any(value[~hidden] != 0):

@@ -32,9 +32,7 @@ _WIDE_DTYPES = ("int64", "int32")
 
 def operands(sym: SymbolicGraph, node: Node, index: Index) -> list[Expr]:
     """Elements of all inputs, broadcast to the output's index."""
-    return [
-        sym.value(tensor, broadcast_index(index, sym.shape(tensor))) for tensor in node.inputs
-    ]
+    return [sym.value(tensor, broadcast_index(index, sym.shape(tensor))) for tensor in node.inputs]
 
 
 def _pointwise(
