@@ -33,6 +33,7 @@ from stof_onnx.rewriter.graph import (
     node_name,
     numpy_type,
 )
+from stof_onnx.rewriter.lowerings.lower import Lowered, lower_all
 from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, lift, lift_dense
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
@@ -88,12 +89,14 @@ class RefusedBlock:
         reason: naming the node that doesn't fit.
         num_heads: 0 if unknown.
         head_dim: 0 if unknown.
+        read: operators that had been read when the reason was met, from the Softmax on.
     """
 
     name: str
     reason: str
     num_heads: int = 0
     head_dim: int = 0
+    read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,24 +128,6 @@ class _Context:
     proofs: dict[Any, str] = field(default_factory=dict)
 
 
-# Operators that are whole attention blocks; read by a later release.
-_WHOLE_BLOCKS = {
-    "Attention": "the standard Attention operator",
-    "com.microsoft::Attention": "ONNX Runtime's Attention",
-    "com.microsoft::MultiHeadAttention": "ONNX Runtime's MultiHeadAttention",
-    "com.microsoft::GroupQueryAttention": "ONNX Runtime's GroupQueryAttention",
-}
-
-
-def find_whole_blocks(graph: gs.Graph) -> list[RefusedBlock]:
-    """Attention operators, which are named and left as they are."""
-    return [
-        RefusedBlock(node_name(node), f"{node.op} {node_name(node)!r}: {what} is not read yet")
-        for node in graph.nodes
-        if (what := _WHOLE_BLOCKS.get(node.op)) is not None
-    ]
-
-
 def find_blocks(graph: gs.Graph, sym: SymbolicGraph) -> list[Node]:
     """The Softmax of each attention-like block, in graph order."""
     return [n for n in graph.nodes if n.op == "Softmax" and is_attention_like(graph, sym, n)]
@@ -168,6 +153,7 @@ def rewrite(
     _require_opset(model)
     imported = import_graph(model)
     graph = imported.graph
+    lowered, unlowered = lower_all(imported, SymbolicGraph(graph))
     sym = SymbolicGraph(graph)
     # Where a dimension of the scores is 0 there is nothing to compute; knowing that it is
     # not lets more shapes be decided.
@@ -176,10 +162,17 @@ def rewrite(
     softmaxes = find_blocks(graph, sym)
     on_found(len(softmaxes))
     context = _Context(imported, sym, refuse, Replacer(imported, sym))
-    blocks: list[FusedBlock | RefusedBlock] = [*find_whole_blocks(graph)]
+    operators = {id(operator.softmax): operator for operator in lowered}
+    blocks: list[FusedBlock | RefusedBlock] = [
+        RefusedBlock(refusal.name, str(refusal)) for refusal in unlowered
+    ]
     for softmax in softmaxes:
-        blocks.append(_fuse(context, softmax))
+        blocks.append(_fuse(context, softmax, operators.pop(id(softmax), None)))
         on_block()
+    for operator in operators.values():
+        # A Softmax that doesn't look like attention: between constants, say.
+        operator.undo()
+        blocks.append(RefusedBlock(operator.name, f"{operator.name!r} multiplies constants"))
     before = len(model.graph.node)
     if not any(isinstance(block, FusedBlock) for block in blocks):
         return Rewrite(model, tuple(blocks), before, before)
@@ -227,9 +220,23 @@ def _tensor_info(context: _Context, tensor: Tensor, record: MaskedAttention) -> 
     )
 
 
-def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
+def _fuse(
+    context: _Context, softmax: Node, operator: Lowered | None
+) -> FusedBlock | RefusedBlock:
+    """Replace one block; an operator that was lowered for it is put back where that fails."""
+    result = _read_and_replace(context, softmax, operator)
+    if operator is not None and isinstance(result, RefusedBlock):
+        operator.undo()
+    return result
+
+
+def _read_and_replace(
+    context: _Context, softmax: Node, operator: Lowered | None
+) -> FusedBlock | RefusedBlock:
     try:
         block = match_block(context.imported.graph, context.sym, softmax)
+        if operator is not None:
+            block = replace(block, name=operator.name, nodes=1)
         lifted, proof = _lift_and_prove(context, block)
         attributes = _attributes(block, lifted.program)
         attributes.validate()
@@ -237,16 +244,13 @@ def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
         if unsupported is not None:
             raise Refused(softmax, f"no kernel runs it: {unsupported}")
     except Refused as refusal:
-        return _refused(context, softmax, str(refusal))
+        return _refused(context, softmax, operator, str(refusal), refusal.read)
     except Unliftable as reason:
-        return _refused(context, softmax, f"a shape is unknown: {reason}")
+        return _refused(context, softmax, operator, f"a shape is unknown: {reason}")
     except Exception as error:  # a bug of ours must not cost the user the other blocks
         _LOGGER.debug("reading %s failed", softmax.name, exc_info=True)
-        return _refused(
-            context,
-            softmax,
-            f"{INTERNAL_ERROR} ({type(error).__name__}: {error}); please report it",
-        )
+        reason = f"{INTERNAL_ERROR} ({type(error).__name__}: {error}); please report it"
+        return _refused(context, softmax, operator, reason)
     node = context.replacer.replace(block, lifted, attributes)
     return FusedBlock(
         block=block,
@@ -261,16 +265,23 @@ def _fuse(context: _Context, softmax: Node) -> FusedBlock | RefusedBlock:
     )
 
 
-def _refused(context: _Context, softmax: Node, reason: str) -> RefusedBlock:
+def _refused(
+    context: _Context,
+    softmax: Node,
+    operator: Lowered | None,
+    reason: str,
+    read: tuple[str, ...] = (),
+) -> RefusedBlock:
     """With the sizes, as far as the score product gives them."""
+    name = node_name(softmax) if operator is None else operator.name
     product = score_product(context.sym, softmax)
     try:
         heads = context.sym.shape(softmax.inputs[0])[1]
         dim = context.sym.shape(product.inputs[0])[-1] if product is not None else None
     except (Unliftable, IndexError):
-        return RefusedBlock(node_name(softmax), reason)
+        return RefusedBlock(name, reason, read=read)
     sizes = [int(size.value) if isinstance(size, Const) else 0 for size in (heads, dim)]
-    return RefusedBlock(node_name(softmax), reason, *sizes)
+    return RefusedBlock(name, reason, *sizes, read=read)
 
 
 def _lift_and_prove(context: _Context, block: AttentionBlock) -> tuple[LiftedMask, str]:

@@ -121,7 +121,7 @@ class ChainContext:
         self.require_same_size(stage.node, scores)
         dims = self.sym.shape(stage.tensor)
         index = self._mask_index(dims)
-        factor = self.chain.scale
+        factor = self.chain.scale * stage.factor
         self.chain.stages.insert(
             0, MaskStage(stage.node, stage.mode, stage.tensor, index, stage.fill, factor)
         )

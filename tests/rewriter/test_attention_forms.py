@@ -118,6 +118,13 @@ def constant_sinks(g: Graph, scores: Value) -> Value:
     return g.op("Concat", scores, g.op("Expand", sinks, shape), axis=-1)
 
 
+def subtracted_padding(g: Graph, scores: Value) -> Value:
+    """scores - (1 - padding) * 1e30"""
+    padding = g.unsqueeze(g.input("padding", ["batch", "sequence"], "int64", "padding"), 1, 2)
+    dropped = g.op("Sub", g.const(1.0), g.cast(padding, "float32"))
+    return g.op("Sub", scores, g.op("Mul", dropped, g.const(1e30)))
+
+
 def shifted(axis: int):
     """Less the maximum over an axis."""
 
@@ -146,6 +153,16 @@ def with_sink(g: Graph, scores: Value) -> Value:
 
 def guard_with(value: float):
     return lambda g, x: g.op("Where", g.op("IsNaN", x), g.const(value), x)
+
+
+def cast_guard(to: str):
+    """A guard whose condition is cast."""
+
+    def hook(g: Graph, x: Value) -> Value:
+        is_nan = g.cast(g.cast(g.op("IsNaN", x), to), "bool")
+        return g.op("Where", is_nan, g.const(0.0), x)
+
+    return hook
 
 
 def pick(axis: int, *indices: int):
@@ -210,6 +227,8 @@ FORMS = [
     form("masked, then scaled by one", "padding", masks=(PADDING,), hooks={"masked": mul(1.0)}),
     form("written, then scaled", "padding", masks=(Mask((Term("padding"),), "keep"),),
          hooks={"masked": mul(0.5)}),
+    form("a number subtracted", "bias", hooks={"scores": binary("Sub", SELF, 1.0)}),
+    form("mask subtracted", "padding", hooks={"scores": subtracted_padding}),
     form("bias, then scaled", "bias", masks=(Bias("input"),), hooks={"masked": mul(0.5)}),
     form("softcap", hooks={"scores": softcap}),
     form("softcap, then masked", "causal", masks=(CAUSAL,), hooks={"scores": softcap}),
@@ -234,6 +253,7 @@ FORMS = [
     form("first key left out", keys="memory", hooks={"key": cut(3, 1), "value": cut(2, 1)}),
     # around the softmax
     form("last axis by its number", axis=3),
+    form("NaN guard through a Cast", hooks={"weights": cast_guard("bool")}),
     form("dropout", hooks={"weights": apply("Dropout")}),
     form("identities", hooks={"scores": apply("Identity"), "weights": apply("Identity")}),
     form("half", "padding", dtype="float16", masks=(PADDING,), guard=True),
@@ -330,7 +350,8 @@ NEAR_MISSES = [
     miss("divided by zero", "Div", "", hooks={"scores": binary("Div", SELF, 0.0)}),
     miss("masked after the softmax", "Softmax", "used by Mul", hooks={"weights": times_keys}),
     miss("two products added", "Add", "two products", hooks={"scores": add_second_product}),
-    miss("a number subtracted", "Sub", "Sub", hooks={"scores": binary("Sub", SELF, 1.0)}),
+    miss("subtracted from a number", "Sub", "depends on the scores",
+         hooks={"scores": binary("Sub", 1.0, SELF)}),
     miss("negated", "Neg", "Neg", hooks={"scores": apply("Neg")}),
     miss("clipped", "Max", "Max", masks=(PADDING,), hooks={"masked": binary("Max", SELF, -1e30)}),
     miss("sinks made of the scores", "Concat", "used elsewhere",
@@ -347,13 +368,14 @@ NEAR_MISSES = [
          hooks={"scores": lambda g, x: g.op("Mul", softcap(g, x), g.const(-1.0))}),
     miss("masked before the cap", "Add", "before they are capped", masks=(PADDING,),
          hooks={"masked": softcap}),
-    miss("another maximum subtracted", "Sub", "other than the row's maximum",
+    miss("another maximum subtracted", "Sub", "used elsewhere",
          opset=18, hooks={"scores": shifted(-2)}),
     miss("weights transposed", "Softmax", "summed over another",
          hooks={"weights": lambda g, x: g.transpose(x, 0, 1, 3, 2)}),
     miss("weights through another function", "Softmax", "used by Relu",
          hooks={"weights": apply("Relu")}),
     miss("dropout in training", "Dropout", "Dropout", hooks={"weights": train_dropout}),
+    miss("guard through another type", "Softmax", "IsNaN", hooks={"weights": cast_guard("int32")}),
     miss("NaN becomes one", "Softmax", "IsNaN", hooks={"weights": guard_with(1.0)}),
     miss("value multiplied", "MatMul", "value is multiplied", hooks={"value": mul(0.5)}),
     miss("filled with -1e4", "Where", "hides nothing", masks=written(-1e4)),
@@ -530,20 +552,49 @@ def test_cached_keys_with_a_padding_mask_of_their_total_length():
     assert block.kind.name == "causal+padding"
 
 
-def test_a_standard_attention_operator_is_left_as_it_is():
+def attention_operator(**attributes: object) -> onnx.ModelProto:
+    """One standard Attention operator; ``outputs`` of it are the model's."""
     names = ["query", "key", "value", "mask"]
-    node = helper.make_node("Attention", names, ["output"], name="attention", scale=0.5)
+    outputs = attributes.pop("outputs", ["output"])
+    node = helper.make_node("Attention", names, outputs, name="attention", scale=0.5, **attributes)
     dims = ["batch", 2, "sequence", 4]
     inputs = [helper.make_tensor_value_info(name, TYPES["float32"], dims) for name in names[:3]]
     mask_dims = ["batch", 1, "sequence", "sequence"]
     inputs.append(helper.make_tensor_value_info("mask", TYPES["bool"], mask_dims))
-    output = helper.make_tensor_value_info("output", TYPES["float32"], dims)
-    graph = helper.make_graph([node], "graph", inputs, [output])
+    made = [
+        helper.make_tensor_value_info(name, TYPES["float32"], [None] * 4)
+        for name in outputs
+        if name
+    ]
+    graph = helper.make_graph([node], "graph", inputs, made)
     opsets = [helper.make_opsetid("", 23)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11)
+
+
+def test_a_standard_attention_operator_is_fused_under_its_name():
+    (block,) = fused(attention_operator())
+    assert (block.block.name, block.block.nodes, block.kind.name) == ("attention", 1, "dense")
+
+
+def test_an_attention_operator_that_is_not_fused_stays_as_it_was():
+    model = attention_operator(outputs=["output", "", "", "scores"])
     (reason,) = refusals(model)
     assert "'attention'" in reason
     assert rewrite(model).model is model
+
+
+def test_only_the_refused_operator_of_two_is_put_back():
+    model = attention_operator()
+    other = attention_operator(outputs=["output2", "", "", "scores"]).graph
+    other.node[0].name = "with scores"
+    model.graph.node.append(other.node[0])
+    model.graph.output.extend(other.output)
+    done = rewrite(model)
+    assert [node.op_type for node in done.model.graph.node].count("Attention") == 1
+    assert sum(isinstance(block, FusedBlock) for block in done.blocks) == 1
+    assert done.model.graph.node[-1].name == "with scores" or any(
+        node == other.node[0] for node in done.model.graph.node
+    )
 
 
 def test_an_operator_above_a_mask_is_the_reason():

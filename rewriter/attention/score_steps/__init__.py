@@ -17,6 +17,7 @@ from stof_onnx.rewriter.attention.score_steps import (
     max_shift,
     scale,
     softcap,
+    subtract_mask,
     view,
     where_mask,
 )
@@ -28,6 +29,7 @@ SCORE_STEPS: tuple[Callable[[ChainContext, Node], Tensor | None], ...] = (
     scale.step,
     softcap.step,
     max_shift.step,
+    subtract_mask.step,
     add_mask.step,
     where_mask.step,
 )

@@ -5,7 +5,6 @@ Sub(S, ReduceMax(S, axis=-1, keepdims=1))  ->  S
 
 from __future__ import annotations
 
-from stof_onnx.rewriter.attention.block import Refused
 from stof_onnx.rewriter.attention.context import ChainContext
 from stof_onnx.rewriter.graph import Node, Tensor, producer
 from stof_onnx.rewriter.symbolic.indexing import attribute, axis_of, optional_input
@@ -13,11 +12,9 @@ from stof_onnx.rewriter.symbolic.indexing import attribute, axis_of, optional_in
 
 def step(context: ChainContext, node: Node) -> Tensor | None:
     """A number that is the same for all keys of a row changes no weight."""
-    if node.op != "Sub":
+    if node.op != "Sub" or not shifts_by_maximum(context, node):
         return None
     scores, shift = node.inputs
-    if not shifts_by_maximum(context, node):
-        raise Refused(node, "something other than the row's maximum is subtracted")
     context.chain.nodes.append(producer(shift))
     return scores
 

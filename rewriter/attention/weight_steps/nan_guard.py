@@ -1,11 +1,13 @@
 """PyTorch's guard for rows without a key.
 
-Where(IsNaN(P), 0, P)  ->  nan_to_zero
+Where(IsNaN(P), 0, P)  ->  nan_to_zero        also with a Cast of the condition to bool
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from onnx import TensorProto
 
 from stof_onnx.ir.expr import Const
 from stof_onnx.ir.expr.build import integer
@@ -18,9 +20,10 @@ def step(context: WeightContext, tensor: Tensor, users: Sequence[Node]) -> Weigh
     by_op = {user.op: user for user in users}
     if len(users) != 2 or set(by_op) != {"IsNaN", "Where"}:
         return None
-    is_nan, where = by_op["IsNaN"], by_op["Where"]
+    where = by_op["Where"]
     condition, yes, no = where.inputs
-    if condition is not is_nan.outputs[0] or no is not tensor or len(condition.outputs) != 1:
+    nodes = _from_condition(condition, by_op["IsNaN"])
+    if nodes is None or no is not tensor:
         return None
     # A longer tensor of zeros could enlarge the weights by broadcasting.
     sym = context.sym
@@ -29,4 +32,19 @@ def step(context: WeightContext, tensor: Tensor, users: Sequence[Node]) -> Weigh
         return None
     if sym.element(yes, (integer(0),) * len(dims)) != Const(0.0):
         return None
-    return WeightStep(where.outputs[0], (is_nan, where), nan_to_zero=True)
+    return WeightStep(where.outputs[0], (*nodes, where), nan_to_zero=True)
+
+
+def _from_condition(condition: Tensor, is_nan: Node) -> list[Node] | None:
+    """The nodes from the Where's condition up to its IsNaN; each must serve nothing else."""
+    nodes: list[Node] = []
+    while condition.inputs and len(condition.outputs) == 1:
+        node = condition.inputs[0]
+        nodes.append(node)
+        if node is is_nan:
+            return nodes
+        is_cast = node.op == "Cast" and node.attrs.get("to") == TensorProto.BOOL
+        if not is_cast and node.op != "Identity":
+            return None
+        condition = node.inputs[0]
+    return None
