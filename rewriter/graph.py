@@ -19,6 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from stof_onnx.ir.errors import InputError
 from stof_onnx.ir.nesting import all_names
+from stof_onnx.rewriter import ms_types
 
 # Its warnings are about graphs in the making, not about the user's model.
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -156,8 +157,8 @@ def _inferred_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     light.functions.extend(model.functions)
     graph = light.graph
     graph.name = "types"
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
+    graph.node.extend(ms_types.stand_ins(model.graph.node))
+    graph.input.extend([*model.graph.input, ms_types.shape_input()])
     graph.output.extend(model.graph.output)
     graph.value_info.extend(model.graph.value_info)
     for tensor in model.graph.initializer:

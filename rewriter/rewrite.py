@@ -39,6 +39,7 @@ from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
 from stof_onnx.rewriter.passes.known_shapes import fold_known_shapes
 from stof_onnx.rewriter.passes.mask_tables import AddedTable, add_mask_tables, added_tables
+from stof_onnx.rewriter.passes.merge_projections import merge_projections
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 Advance = Callable[[], None]
@@ -179,6 +180,7 @@ def rewrite(
     if mask_tables:
         add_mask_tables(imported, sym)
     sink_head_transposes(imported, sym)
+    merge_projections(imported, sym)
     final = tuple(_as_written(context, block) for block in blocks)
     rewritten = export_model(imported, model, [(DOMAIN, int(PLUGIN_VERSION))])
     after = len(rewritten.graph.node)
@@ -220,9 +222,7 @@ def _tensor_info(context: _Context, tensor: Tensor, record: MaskedAttention) -> 
     )
 
 
-def _fuse(
-    context: _Context, softmax: Node, operator: Lowered | None
-) -> FusedBlock | RefusedBlock:
+def _fuse(context: _Context, softmax: Node, operator: Lowered | None) -> FusedBlock | RefusedBlock:
     """Replace one block; an operator that was lowered for it is put back where that fails."""
     result = _read_and_replace(context, softmax, operator)
     if operator is not None and isinstance(result, RefusedBlock):

@@ -28,6 +28,7 @@ from stof_onnx.ir.target import Target, no_gpus, parse_targets
 from stof_onnx.jit.cache import KernelCache
 from stof_onnx.jit.nvrtc import find_nvrtc
 from stof_onnx.model_io import check_output_path, load_model, save_model
+from stof_onnx.precision import Lowered, PrecisionName, lower, require_autocast
 from stof_onnx.progress import NullProgress, Progress
 from stof_onnx.report.contents import read_contents
 from stof_onnx.report.entries import attention_entry, table_entry
@@ -64,6 +65,8 @@ def optimize(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     check: bool = True,
     kernels: bool = True,
+    precision: PrecisionName | None = None,
+    autocast: bool = False,
     cache: KernelCache | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -77,14 +80,19 @@ def optimize(
         check: compare the result, expanded, with the original in ONNX Runtime.
         kernels: compile a kernel for each node and target; without them the result can be
             checked and expanded, but not run.
+        precision: "float16" or "bfloat16" to lower a float32 model to first; its inputs and
+            outputs stay float32. What this changes is measured unless ``check`` is False; the
+            optimized model is compared with the lowered one, as float32 copies of both.
+        autocast: let NVIDIA ModelOpt's AutoCast choose what else stays in float32.
         cache: where compiled kernels are kept; None to compile each time.
         progress: is told how far the work is.
 
     Raises:
         InputError: the model, a shape or a target can't be used.
         OutputError: the output can't be written.
-        CheckFailedError: the result differs from the original; nothing was written.
-        MissingDependencyError: NVRTC, which compiles the kernels, isn't installed.
+        CheckFailedError: the result differs from the original, or an output overflows when it is
+            lowered; nothing was written.
+        MissingDependencyError: NVRTC, which compiles the kernels, isn't installed, or ModelOpt.
         CompileError: a kernel can't be compiled, which is a bug of stof-onnx.
     """
     progress = progress or NullProgress()
@@ -92,20 +100,36 @@ def optimize(
     chosen = parse_targets(targets, detect_compute_capabilities if kernels else no_gpus)
     if kernels:
         find_nvrtc()  # a missing compiler is better known before the work than after it
+    if autocast:
+        require_autocast()
     if output is not None:
         check_output_path(output, [] if isinstance(model, ModelProto) else [model])
     with _timed(seconds, "load"):
         original = _load(model)
     _require_original(original, model)
     _require_shapes(original, input_shapes)
+    lowered: Lowered | None = None
+    if precision is not None:
+        with _timed(seconds, "lower"):
+            lowered = lower(
+                original,
+                precision,
+                autocast=autocast,
+                input_shapes=input_shapes,
+                progress=progress,
+            )
+    source = original if lowered is None else lowered.model
     with _timed(seconds, "rewrite"):
-        done = _rewrite(original, progress, kernels=kernels)
+        done = _rewrite(source, progress, kernels=kernels)
     compared: CheckResult | None = None
-    if check and done.model is not original:
+    if check and done.model is not source:
         with _timed(seconds, "check"):
-            compared = _require_equal(original, done.model, input_shapes, progress)
+            compared = _require_equal(source, done.model, lowered, input_shapes, progress)
+    if check and lowered is not None:
+        with _timed(seconds, "measure"):
+            lowered = lowered.measured(original, done.model, input_shapes, progress)
     plans: dict[str, Plan] = {}
-    if kernels and done.model is not original:
+    if kernels and done.model is not source:
         with _timed(seconds, "compile"):
             plans = _add_plans(done, chosen, cache, progress)
     if output is not None:
@@ -119,7 +143,8 @@ def optimize(
         compared=compared,
         plans=plans,
         seconds=seconds,
-        notes=_notes(done, chosen, compared, plans, is_written=output is not None),
+        notes=_notes(done, chosen, compared, plans, lowered, is_written=output is not None),
+        lowered=lowered,
     )
     return Result(done.model, report)
 
@@ -239,9 +264,12 @@ def _add_plans(
 def _require_equal(
     original: ModelProto,
     optimized: ModelProto,
+    lowered: Lowered | None,
     input_shapes: Mapping[str, Sequence[int]] | None,
     progress: Progress,
 ) -> CheckResult:
+    if lowered is not None:
+        original, optimized = lowered.twin(original), lowered.twin(optimized)
     result = check(original, optimized, input_shapes=input_shapes, progress=progress)
     if result.passed:
         return result
@@ -265,16 +293,20 @@ def _notes(
     targets: Sequence[Target],
     compared: CheckResult | None,
     plans: Mapping[str, Plan],
+    lowered: Lowered | None,
     *,
     is_written: bool,
 ) -> tuple[str, ...]:
     """The rewriter's notes, and what the result can't do or wasn't put to."""
+    notes = [*done.notes, *(() if lowered is None else lowered.notes)]
     if not any(isinstance(block, FusedBlock) for block in done.blocks):
-        what = "a copy of the model was written" if is_written else "the result is the model itself"
-        return (*done.notes, f"nothing was fused: {what}")
-    notes = list(done.notes)
+        model = "model" if lowered is None else "lowered model"
+        copy, itself = f"a copy of the {model} was written", f"the result is the {model} itself"
+        return (*notes, f"nothing was fused: {copy if is_written else itself}")
     if compared is None:
         notes.append("the result was not compared with the original")
+    elif lowered is not None:
+        notes.append("the check compared float32 copies of the lowered and the optimized model")
     if not plans:
         notes.append("no kernels were compiled: the result can be checked and expanded, not run")
     elif any(target.is_portable for target in targets):
@@ -303,6 +335,7 @@ def _report(
     plans: Mapping[str, Plan] | None = None,
     seconds: Mapping[str, float] | None = None,
     notes: tuple[str, ...] = (),
+    lowered: Lowered | None = None,
 ) -> Report:
     plans = plans or {}
     return Report(
@@ -321,4 +354,5 @@ def _report(
         notes=notes,
         check=None if compared is None else compared.to_json(),
         seconds=dict(seconds or {}),
+        precision=None if lowered is None else lowered.report,
     )

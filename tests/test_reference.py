@@ -25,24 +25,40 @@ Array = NDArray[Any]
 
 
 def run_attention_graph(
-    query: Array, key: Array, value: Array, mask: Array, *, is_guarded: bool = False
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array,
+    *,
+    is_guarded: bool = False,
+    softcap: float = 0.0,
+    sinks: Array | None = None,
 ) -> Array:
     """Run MatMul, Mul, Add or Where, Softmax, (IsNaN, Where,) MatMul in ONNX Runtime's fp32.
 
-    ``mask`` is added to the scores. ``is_guarded`` writes 0 where a softmax gave NaN.
+    ``mask`` is added to the scores. ``is_guarded`` writes 0 where a softmax gave NaN. ``softcap``
+    and ``sinks`` are those of Gemma 2 and gpt-oss.
     """
     scale = np.float32(1.0 / math.sqrt(query.shape[-1]))
+    bounds = ("start", "end", "axis")
     nodes = [
         helper.make_node("Transpose", ["key"], ["key_t"], perm=[0, 1, 3, 2]),
         helper.make_node("MatMul", ["query", "key_t"], ["product"]),
         helper.make_node("Mul", ["product", "scale"], ["scores"]),
-        helper.make_node("Add", ["scores", "mask"], ["masked"]),
-        helper.make_node("Softmax", ["masked"], ["softmax"], axis=-1),
+        helper.make_node("Div", ["scores", "cap"], ["ratio"]),
+        helper.make_node("Tanh", ["ratio"], ["tanh"]),
+        helper.make_node("Mul", ["tanh", "cap"], ["capped"]),
+        helper.make_node("Add", ["capped" if softcap else "scores", "mask"], ["masked"]),
+        helper.make_node("Concat", ["masked", "column"], ["joined"], axis=-1),
+        helper.make_node("Softmax", ["joined"], ["softmax_and_sink"], axis=-1),
+        helper.make_node("Slice", ["softmax_and_sink", *bounds], ["softmax"]),
         helper.make_node("IsNaN", ["softmax"], ["is_nan"]),
         helper.make_node("Where", ["is_nan", "zero", "softmax"], ["guarded"]),
         helper.make_node("MatMul", ["guarded" if is_guarded else "softmax", "value"], ["output"]),
     ]
     feeds = {"query": query, "key": key, "value": value, "mask": mask}
+    shape = (*query.shape[:3], 0 if sinks is None else 1)
+    column = np.broadcast_to(np.float32(0) if sinks is None else sinks[:, None, None], shape)
     graph = helper.make_graph(
         nodes,
         "attention",
@@ -51,6 +67,12 @@ def run_attention_graph(
         [
             numpy_helper.from_array(np.array(scale), "scale"),
             numpy_helper.from_array(np.array(0, np.float32), "zero"),
+            numpy_helper.from_array(np.array(softcap, np.float32), "cap"),
+            numpy_helper.from_array(np.ascontiguousarray(column, np.float32), "column"),
+            *(
+                numpy_helper.from_array(np.array([bound]), name)
+                for name, bound in zip(bounds, (0, key.shape[2], 3), strict=True)
+            ),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
@@ -142,6 +164,75 @@ def test_empty_rows_differ_between_modes() -> None:
     rest = [row for row in range(7) if row != 3]
     for output in by_mode.values():
         np.testing.assert_array_equal(output[:, :, rest], by_mode["nan"][:, :, rest])
+
+
+@pytest.mark.parametrize(("query_length", "key_length"), LENGTHS)
+@pytest.mark.parametrize("softcap", [1.5, 4.0, 1000.0])
+def test_softcap_is_applied_before_the_bias(
+    query_length: int, key_length: int, softcap: float
+) -> None:
+    query, key, value = make_qkv(query_length, key_length)
+    bias = np.random.default_rng(0).standard_normal((2, query_length, key_length), np.float32)
+    keep = causal_keep(query_length, key_length)
+    want = run_attention_graph(
+        query, key, value, bias + as_float_mask(keep, -np.inf)[None], softcap=softcap
+    )
+    got = attention(query, key, value, keep, bias, softcap=softcap)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+SINKS = np.float32([-1.5, 2.5])
+
+
+@pytest.mark.parametrize(("query_length", "key_length"), LENGTHS)
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_sinks_join_the_softmax(query_length: int, key_length: int, softcap: float) -> None:
+    query, key, value = make_qkv(query_length, key_length)
+    keep = padding_keep([key_length, max(key_length - 3, 1)], key_length)
+    mask = as_float_mask(keep, -np.inf)
+    want = run_attention_graph(query, key, value, mask, softcap=softcap, sinks=SINKS)
+    got = attention(query, key, value, keep, softcap=softcap, sinks=SINKS)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert not np.allclose(attention(query, key, value, keep, softcap=softcap), want, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("empty_row", "fill", "sinks", "is_zero"),
+    [
+        ("nan", -np.inf, SINKS, True),
+        ("zero", -np.inf, SINKS, True),
+        ("mean", FLOAT_MIN, SINKS, True),
+        ("softmax", -128.0, SINKS, True),
+        # Sinks as low as the fill.
+        ("mean", FLOAT_MIN, np.float32([FLOAT_MIN, FLOAT_MIN]), False),
+        ("softmax", -128.0, SINKS - 128, False),
+    ],
+)
+def test_rows_without_keys_give_their_weight_to_the_sink(
+    empty_row: Any, fill: float, sinks: Array, is_zero: bool
+) -> None:
+    query, key, value = make_qkv(7, 9)
+    keep = keep_with_empty_rows(7, 9)
+    want = run_attention_graph(query, key, value, as_float_mask(keep, fill), sinks=sinks)
+    got = attention(query, key, value, keep, empty_row=empty_row, fill=fill, sinks=sinks)
+    np.testing.assert_allclose(got, want, atol=2e-4)
+    assert np.allclose(got[:, :, 3], 0, atol=1e-20) == is_zero
+
+
+def test_sinks_of_minus_infinity_are_none() -> None:
+    query, key, value = make_qkv(7, 9)
+    keep = keep_with_empty_rows(7, 9)
+    for empty_row in ("nan", "zero", "mean", "softmax"):
+        want = attention(query, key, value, keep, empty_row=empty_row)
+        got = attention(query, key, value, keep, empty_row=empty_row, sinks=[-np.inf, -np.inf])
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (2, 1)])
+def test_sinks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    query, key, value = make_qkv(2, 2)
+    with pytest.raises(ValueError, match="one for each query head"):
+        attention(query, key, value, np.True_, sinks=np.zeros(shape))
 
 
 def test_small_fill_lets_other_keys_through() -> None:

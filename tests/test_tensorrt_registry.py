@@ -213,6 +213,13 @@ def table_fields(**changes: tuple[str, Any]) -> list[list[Any]]:
     return [[name, *value] for name, value in values.items()]
 
 
+# What this node has none of.
+OPTIONAL_FIELDS = [
+    ["table", "INT32", None],
+    ["softcap", "FLOAT32", None],
+    ["sinks", "INT32", None],
+]
+
 KINDS = {
     "CORE": ["PLUGIN_V3ONE_CORE", 1, 0],
     "BUILD": ["PLUGIN_V3ONE_BUILD", 1, 0],
@@ -223,7 +230,7 @@ KINDS = {
 @pytest.mark.parametrize(
     ("operator", "fields"),
     [
-        (ATTENTION, [*attention_fields(b""), ["table", "INT32", None]]),  # none in this node
+        (ATTENTION, [*attention_fields(b""), *OPTIONAL_FIELDS]),
         (TABLE, table_fields()),
     ],
 )

@@ -3,9 +3,13 @@
 //   O[b, h, q, :] = sum_k softmax_k(scale * Q[b, h, q, :] . K[b, h / group, k, :] + bias, masked)
 //                   * V[b, h / group, k, :]
 //
+// With a softcap c, c * tanh(scores / c) takes the place of the scaled scores; with sinks the
+// softmax is over one more logit, sinks[h], which has a weight but no value.
+//
 // Tensors   Q [B, H, Sq, D], K [B, H / group, Sk, D], V [B, H / group, Sk, Dv], O [B, H, Sq, Dv],
 //           each by strides of batch, row and head (elements; a row is contiguous). Half, BFloat16
 //           or float; accumulation and softmax are float32 (float inputs: 3xTF32 products).
+//           Sinks [H], float32.
 // Sizes     any Sq, Sk >= 0, Sq and Sk independent. D and Dv up to 256, padded to a multiple of 16
 //           in shared memory. Grid: x = ceil(Sq / kTileQ) * H * B, query tiles fastest.
 // Mask      a generated struct (stof_onnx/templates/mask_source.py): keep() on elements and on
@@ -13,11 +17,13 @@
 //           masked.
 // Rows      without any kept key yield NaN, 0, the mean of all values, or the softmax of
 //           score + fill over all keys (docs/operators.md), by Config::kEmptyRow. 0 if Sk is 0.
+//           A sink takes part in that as in any row; as a rule it takes all, and the row is 0.
 // Method    one block a tile of queries, one warp 16 rows of it. The block classifies its tiles of
 //           keys, then walks those that aren't empty with an online softmax (FlashAttention-2).
 // Shared    sizeof(SharedStorage<Config>), dynamic.
 // Config    Element, ScoreElement, kHeadDim, kValueDim, kTileQ, kTileK, kGroup, kCopyBytes of
-//           each tensor, kEmptyRow, kScale, kFill: see stof_onnx/templates/masked_attention_mma.py.
+//           each tensor, kEmptyRow, kScale, kSoftcap (0: none), kHasSinks; for finite fills, where
+//           they count, kFill, kFillIsAdded, kEmptyBelow: see stof_onnx/templates.
 #pragma once
 
 #include "mask_algebra.cuh"
@@ -48,6 +54,7 @@ struct AttentionTensors {
   Strided<const Element> key;
   Strided<const Element> value;
   Strided<Element> output;
+  const float* sinks;  // null without Config::kHasSinks
   int batches;
   int heads;
   int queries;
@@ -208,13 +215,13 @@ struct AttentionBlock {
       walk<false>(count, rows, 0);
     }
     const unsigned empty = empty_rows(rows);
-    if constexpr (Config::kEmptyRow == EmptyRow::kMean || Config::kEmptyRow == EmptyRow::kSoftmax) {
+    if constexpr (kFillsRows) {
       // Those rows once more, over all keys; the other rows see masked pairs only, which change
       // nothing.
       if constexpr (kMixed) forget(rows, empty);
       if (__syncthreads_or(empty)) walk<true>(key_tiles, rows, empty);
     }
-    store(rows);
+    store(rows, empty);
   }
 
   // Back to the state before the first key.
@@ -314,17 +321,36 @@ struct AttentionBlock {
     commit_copies();
   }
 
-  // Without a bias scores stay unscaled until the exponential, which saves a multiplication. A
-  // negative scale would turn the maximum into a minimum.
-  static constexpr bool kScaleLate = !Mask::kHasBias && Config::kScale > 0.0f;
+  // The last factor of a score, which is kLastFactor * product or kLastFactor * tanh(...).
+  static constexpr bool kHasSoftcap = Config::kSoftcap > 0.0f;
+  static constexpr float kLastFactor = kHasSoftcap ? Config::kSoftcap : Config::kScale;
+
+  // Without a bias it is left to the exponential, which saves a multiplication. A negative one
+  // would turn the maximum into a minimum.
+  static constexpr bool kScaleLate = !Mask::kHasBias && kLastFactor > 0.0f;
 
   static __device__ __forceinline__ float factor() {
-    return kScaleLate ? Config::kScale * kLog2E : kLog2E;
+    return kScaleLate ? kLastFactor * kLog2E : kLog2E;
   }
 
-  // A score as the exported graph has it: scaled, with its bias.
+  // A product's score but for the last factor, the softcap. tanh_approximate makes scores wrong by
+  // 2^-21 softcaps, and weights by that share: beside the rounding of weights to 16 bits it doesn't
+  // count as long as the softcap is moderate.
+  static __device__ __forceinline__ float capped(float product) {
+    constexpr float kCoarse = sizeof(Element) == 2 ? 256.0f : 0.0f;
+    const float argument = product * Config::kScale * (1.0f / Config::kSoftcap);
+    if constexpr (Config::kSoftcap <= kCoarse) {
+      return tanh_approximate(argument);
+    } else {
+      return tanhf(argument);
+    }
+  }
+
+  // A score as the exported graph has it, with its bias, but for the factor that comes late.
   __device__ __forceinline__ float score(float product, int query, int key) const {
-    float value = kScaleLate ? product : product * Config::kScale;
+    float value = product;
+    if constexpr (kHasSoftcap) value = capped(product);
+    if constexpr (!kScaleLate) value *= kLastFactor;
     if constexpr (Mask::kHasBias) {
       const float bias = mask.bias(Index(b), Index(h), Index(query), Index(key));
       value += bias;
@@ -339,7 +365,7 @@ struct AttentionBlock {
 
   __device__ __forceinline__ void mask_scores(Scores& scores, int tile, int* cursors) {
     const int first_key = tile / 2 * kTileK;
-    if constexpr (Mask::kHasBias || !kScaleLate) {
+    if constexpr (kHasSoftcap || !kScaleLate) {
 #pragma unroll
       for (int j = 0; j < kTileK / 8; ++j) {
 #pragma unroll
@@ -383,8 +409,9 @@ struct AttentionBlock {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int query = first_query + row_of(c), key = first_key + column_of(j, c);
-        float value = 0.0f;  // without a bias, and with a fill that swallows scores, all are equal
-        if constexpr (kMixed || Config::kEmptyRow == EmptyRow::kSoftmax) {
+        // Alone, without bias and sink, a fill that swallows scores makes all equal.
+        float value = 0.0f;
+        if constexpr (kMixed || Config::kHasSinks || Config::kEmptyRow == EmptyRow::kSoftmax) {
           value = filled_score(scores[j][c], query, key, entry.cursors);
         }
         const bool counts = (empty >> (c / 2) & 1) && key < tensors.keys;
@@ -396,6 +423,10 @@ struct AttentionBlock {
   // The score of a pair in an empty row, rounded at every step as the graph rounds it.
   __device__ __forceinline__ float filled_score(float product, int query, int key, int* cursors) {
     float value = rounded(product * Config::kScale);
+    if constexpr (kHasSoftcap) {
+      value = rounded(tanhf(rounded(value / Config::kSoftcap)));
+      value = rounded(value * Config::kSoftcap);
+    }
     bool keep = false;
     if constexpr (kMixed) {
       const Index q = Index(query), k = Index(key);
@@ -410,10 +441,13 @@ struct AttentionBlock {
     return to_float(from_float<typename Config::ScoreElement>(value));
   }
 
+  // Whether pairs that aren't kept have finite scores, which count in empty rows.
+  static constexpr bool kFillsRows =
+      Config::kEmptyRow == EmptyRow::kMean || Config::kEmptyRow == EmptyRow::kSoftmax;
+
   // Where a bias hides every pair that is kept, those that aren't may weigh as much beside them:
   // such a row is as good as empty. Without a bias only rows without a kept pair are.
-  static constexpr bool kMixed = Mask::kHasBias && (Config::kEmptyRow == EmptyRow::kMean ||
-                                                    Config::kEmptyRow == EmptyRow::kSoftmax);
+  static constexpr bool kMixed = Mask::kHasBias && kFillsRows;
 
   static __device__ __forceinline__ float empty_below() {
     if constexpr (kMixed) return Config::kEmptyBelow;
@@ -428,23 +462,44 @@ struct AttentionBlock {
       const bool exists = first_query + row_of(2 * r) < tensors.queries;
       // A maximum leaves NaN out; a row of NaN has its sum to tell.
       const float total = row_sum(rows.sum[r]);
-      const bool found_none = rows.maximum[r] <= empty_below() && total == total;
+      bool found_none = rows.maximum[r] <= empty_below() && total == total;
+      // Beside most sinks, too, a fill has no weight.
+      if constexpr (kFillsRows && Config::kHasSinks) {
+        found_none = found_none && sink() <= Config::kEmptyBelow;
+      }
       empty |= static_cast<unsigned>(exists && found_none) << r;
     }
     return empty;
   }
 
-  __device__ __forceinline__ void store(const Rows& rows) {
+  __device__ __forceinline__ float sink() const { return load_readonly(tensors.sinks + h); }
+
+  // One more step of a row's online softmax, in which the sink alone is new: brings the sum up to
+  // date and returns what to multiply the output by. `is_filled`: the maximum is that of filled
+  // scores, which have all of their factors.
+  __device__ __forceinline__ float add_sink(float& sum, float maximum, bool is_filled) const {
+    const float highest = kScaleLate && !is_filled ? maximum * kLastFactor : maximum;
+    // Where both are -inf, the difference is NaN: so is a softmax over nothing.
+    const float logit = sink(), base = fmaxf(highest, logit);
+    const float rescale = exp2_approximate((highest - base) * kLog2E);
+    sum = sum * rescale + exp2_approximate((logit - base) * kLog2E);
+    return rescale;
+  }
+
+  __device__ __forceinline__ void store(const Rows& rows, unsigned empty) {
     // The queries are done with, or never were needed and may still be on their way.
     wait_copies<0>();
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float total = row_sum(rows.sum[r]);
+      float total = row_sum(rows.sum[r]), rescale = 1.0f;
+      if constexpr (Config::kHasSinks) {
+        rescale = add_sink(total, rows.maximum[r], kFillsRows && (empty >> r & 1));
+      }
       // 0 / 0 is the NaN that a softmax over nothing yields.
       // Over no keys at all a matrix product is 0.
       const bool is_zero = (Config::kNanToZero || tensors.keys == 0) && !(total > 0.0f);
-      const float factor = is_zero ? 0.0f : 1.0f / total;
+      const float factor = is_zero ? 0.0f : rescale / total;
       Element* row = shared.queries + row_of(2 * r) * Layout::kValuePitch + threadIdx.x % 4 * 2;
 #pragma unroll
       for (int i = 0; i < Layout::kValueDim / 8; ++i) {

@@ -44,6 +44,13 @@ void check_numbers(const Attributes& attributes) {
   if (!std::isfinite(attributes.number("scale"))) {
     throw AttributeError("scale isn't a finite number");
   }
+  if (attributes.has("softcap")) {
+    const float softcap = attributes.number("softcap");
+    if (!std::isfinite(softcap) || softcap < 0) {
+      throw AttributeError("softcap is " + std::to_string(softcap) +
+                           ", wanted a positive number, or 0 for none");
+    }
+  }
   if (attributes.text("mask").empty()) throw AttributeError("mask is empty");
   read_float_type(attributes, "score_dtype");
 }
@@ -58,12 +65,20 @@ void check_table(const std::vector<std::int64_t>& table) {
                        ", wanted [tile_q, tile_k, 0 or 1, 0 or 1] with tiles of multiples of 8");
 }
 
+bool read_sinks(const Attributes& attributes) {
+  const std::int64_t sinks = attributes.has("sinks") ? attributes.integer("sinks") : 0;
+  if (sinks == 0 || sinks == 1) return sinks == 1;
+  throw AttributeError("sinks is " + std::to_string(sinks) + ", wanted 0 or 1");
+}
+
 // The plan's types, which the format combinations follow, against the attributes.
 void check_plan_types(const Node& node) {
   const Plan& plan = *node.plan;
   const auto wanted = static_cast<std::uint32_t>(read_float_type(node.attributes, "dtype"));
   const bool has_table = node.attributes.has("table") && !node.attributes.integers("table").empty();
-  const std::uint32_t fewest = has_table ? 6 : 3;
+  const bool has_sinks = read_sinks(node.attributes);
+  const std::uint32_t table_inputs = has_table ? 3 : 0;
+  const std::uint32_t fewest = 3 + (has_sinks ? 1 : 0) + table_inputs;
   if (plan.inputs < fewest || plan.outputs != 1) {
     throw PlanError("its plan has " + std::to_string(plan.inputs) + " inputs and " +
                     std::to_string(plan.outputs) + " outputs; wanted " + std::to_string(fewest) +
@@ -78,6 +93,15 @@ void check_plan_types(const Node& node) {
     }
   }
   check_operand_types(plan, 3);
+  if (!has_sinks) return;
+  const std::uint32_t position = plan.inputs - table_inputs - 1;
+  const std::uint32_t type = plan.types.at(position);
+  if (type != static_cast<std::uint32_t>(DataType::kFLOAT)) {
+    throw PlanError("its plan has type " + std::to_string(type) + " for tensor " +
+                    std::to_string(position) + ", the sinks, wanted " +
+                    std::to_string(static_cast<std::uint32_t>(DataType::kFLOAT)) +
+                    " (nvinfer1::DataType); run `stof-onnx optimize` again");
+  }
 }
 
 }  // namespace
@@ -94,6 +118,7 @@ const AttributeSpecs& MaskedAttention::attribute_specs() {
       {"output_layout", AttributeKind::kString}, {"output_rank", AttributeKind::kInt},
       {"mask", AttributeKind::kString},          {"score_dtype", AttributeKind::kString},
       {"dtype", AttributeKind::kString},         {"table", AttributeKind::kInts, 4, true},
+      {"softcap", AttributeKind::kFloat},        {"sinks", AttributeKind::kInt},
       {"plan", AttributeKind::kBytes},
   };
   return specs;
@@ -114,6 +139,7 @@ MaskedAttention::Shape::Shape(const Attributes& attributes)
                     read_layout(attributes, "value_layout")},
       output_layout(read_layout(attributes, "output_layout")),
       output_rank(attributes.integer("output_rank")),
+      has_sinks(read_sinks(attributes)),
       table(attributes.has("table") ? attributes.integers("table") : std::vector<std::int64_t>{}) {
   const bool flat = output_rank == 3 && output_layout == Layout::kBshd;
   if (output_rank != 4 && !flat) {
@@ -185,13 +211,15 @@ void MaskedAttention::check_shapes(const std::vector<Dimensions>& inputs,
       : shape_.output_layout == Layout::kBshd ? Dimensions{batch, queries, heads, dim}
                                               : Dimensions{batch, heads, queries, dim};
   require_shape("the output", outputs.at(0), wanted);
+  const std::size_t table_inputs = shape_.table.empty() ? 0 : 3;
+  if (shape_.has_sinks) require_shape("sinks", inputs[inputs.size() - table_inputs - 1], {heads});
   if (shape_.table.empty()) return;
   const std::int64_t groups =
       product(shape_.table[2] != 0 ? batch : 1, shape_.table[3] != 0 ? heads : 1);
   const auto tables = table_shapes(groups, queries, keys, shape_.table[0], shape_.table[1]);
   // The table is the last three inputs; kernels find their tiles by these shapes.
-  for (std::size_t i = 0; i < 3; ++i) {
-    require_shape(kTableTensors[i], inputs[inputs.size() - 3 + i], tables[i]);
+  for (std::size_t i = 0; i < table_inputs; ++i) {
+    require_shape(kTableTensors[i], inputs[inputs.size() - table_inputs + i], tables[i]);
   }
 }
 

@@ -38,6 +38,8 @@ class MaskedAttention final : public PluginBase {
     Layout input_layouts[3];
     Layout output_layout;
     std::int64_t output_rank;
+    // Whether the input behind the mask's operands holds a logit for each head.
+    bool has_sinks;
     // Of the mask's table, empty without one: tile of queries, of keys, by batch, by head.
     std::vector<std::int64_t> table;
   };

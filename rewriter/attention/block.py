@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from stof_onnx.ir.expr import Expr
 from stof_onnx.ir.operators.masked_attention import Layout, TensorLayout
 from stof_onnx.rewriter.graph import Node, Tensor, node_name
@@ -32,7 +34,8 @@ class MaskStage:
     Attributes:
         node: the Add or Where.
         mode: "add" (scores + tensor), "keep" (scores where the tensor is true, else
-            fill) or "drop" (fill where the tensor is true).
+            fill), "drop" (fill where the tensor is true) or "floor" (the larger of score
+            and fill).
         tensor: the mask or bias; broadcasts to the scores.
         index: of the mask's element that meets score (b, h, q, k).
         fill: what "keep" and "drop" write.
@@ -40,11 +43,17 @@ class MaskStage:
     """
 
     node: Node
-    mode: Literal["add", "keep", "drop"]
+    mode: Literal["add", "keep", "drop", "floor"]
     tensor: Tensor
     index: Index = ()
     fill: float = 0.0
     factor: float = 1.0
+
+    @property
+    def written(self) -> float:
+        """The fill as the Softmax sees it, in float32."""
+        with np.errstate(over="ignore"):
+            return float(np.float32(self.fill) * np.float32(self.factor))
 
 
 @dataclass

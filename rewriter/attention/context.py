@@ -27,6 +27,7 @@ _PASSED = frozenset(
         "Expand",
         "Flatten",
         "Identity",
+        "Max",
         "Mul",
         "Reshape",
         "Squeeze",
@@ -39,7 +40,7 @@ _PASSED = frozenset(
 )
 # And those that make a Softmax attention-like although no step reads them: it is
 # reported, with the operator as the reason.
-SEEN_THROUGH = _PASSED | {"Clip", "Concat", "Dropout", "Max", "Min", "Neg", "Pow", "Slice"}
+SEEN_THROUGH = _PASSED | {"Clip", "Concat", "Dropout", "Min", "Neg", "Pow", "Slice"}
 _DEPTH = 14
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
 
@@ -106,10 +107,11 @@ class ChainContext:
                 self._require_equal(node, ours, theirs)
 
     def _require_equal(self, node: Node, ours: Expr, theirs: Expr) -> None:
+        """Equal dimensions, or one that is a name and must be the other's for the graph to run."""
         if theirs in (ours, integer(1)):
             return
         a, b = to_text(ours), to_text(theirs)
-        if not (isinstance(ours, Var) and isinstance(theirs, Var)):
+        if ours == integer(1) or not (isinstance(ours, Var) or isinstance(theirs, Var)):
             raise Refused(node, f"the mask makes {a} of the scores {b}")
         self.chain.assumptions[f"dimensions {a!r} and {b!r} are taken to be equal"] = None
 

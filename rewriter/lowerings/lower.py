@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stof_onnx.rewriter.graph import ImportedGraph, Node
+from stof_onnx.rewriter.graph import ImportedGraph, Node, node_name
 from stof_onnx.rewriter.lowerings import (
     attention,
     ms_attention,
@@ -26,6 +26,23 @@ LOWERINGS: dict[str, Callable[[SubGraph], Node]] = {
     "com.microsoft::MultiHeadAttention": ms_multi_head_attention.lower,
     "com.microsoft::GroupQueryAttention": ms_group_query_attention.lower,
 }
+
+# Attention operators that no file knows; they are refused by name.
+UNKNOWN = frozenset(
+    f"com.microsoft::{name}"
+    for name in (
+        "DecoderAttention",
+        "DecoderMaskedMultiHeadAttention",
+        "DecoderMaskedSelfAttention",
+        "LongformerAttention",
+        "PackedAttention",
+        "PackedMultiHeadAttention",
+        "PagedAttention",
+        "QAttention",
+        "QOrderedAttention",
+        "SparseAttention",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,11 @@ def lower_all(
     shared = Shared()
     lowered: list[Lowered] = []
     refused: list[NotLowered] = []
-    for node in [node for node in imported.graph.nodes if node.op in LOWERINGS]:
+    for node in list(imported.graph.nodes):
+        if node.op in UNKNOWN:
+            refused.append(NotLowered(node, node_name(node), "this operator is not read"))
+        if node.op not in LOWERINGS:
+            continue
         try:
             lowered.append(_lower(SubGraph(imported, sym, node, shared)))
         except NotLowered as refusal:

@@ -2,7 +2,7 @@
 
     mask = key is hidden ? mask_filter_value : 0          (from mask_index, key_padding_mask)
     mask = query may not look ahead to key ? lowest : mask                  (unidirectional)
-    scores = Q K^T * scale + (attention_bias + mask)
+    scores = (Q K^T * scale + attention_bias) + mask
 
 A row whose keys are all hidden so yields the mean of all values where the filter value is
 the lowest number, nearly the unmasked softmax where it is the default -10000, and NaN where
@@ -24,8 +24,6 @@ from stof_onnx.rewriter.lowerings.subgraph import FLOAT, SubGraph, is_one
 
 LOWEST = float(np.finfo(np.float32).min)
 DEFAULT_FILTER = -10000.0
-# Beyond it any score and any bias vanish in the rounding of their sum with the filter.
-_SWALLOWS = -1e30
 
 
 def kept_keys(
@@ -83,25 +81,16 @@ def mask_stages(
 ) -> list[Stage]:
     """Padding, causality and attention_bias in the kernels' order, for float32 scores."""
     filter_value = float(np.float32(g.attribute("mask_filter_value", DEFAULT_FILTER)))
-    if bias is not None:
-        bias = g.cast(bias, FLOAT)
+    stages: list[Stage] = [] if bias is None else [AddStage(g.cast(bias, FLOAT))]
     if kept is None or filter_value == LOWEST:
-        conditions = [condition for condition in (causal, kept) if condition is not None]
-        keep = g.all_of(conditions)
-        stages: list[Stage] = [] if bias is None else [AddStage(bias)]
+        keep = g.all_of([condition for condition in (causal, kept) if condition is not None])
         return stages if keep is None else [*stages, KeepStage(keep, LOWEST)]
-    stages = _filtered(g, kept, filter_value, bias)
+    stages.append(_filtered(g, kept, filter_value))
     return stages if causal is None else [*stages, KeepStage(causal, LOWEST)]
 
 
-def _filtered(g: SubGraph, kept: Tensor, value: float, bias: Tensor | None) -> list[Stage]:
+def _filtered(g: SubGraph, kept: Tensor, value: float) -> Stage:
     """The filter value added to hidden keys."""
-    before: list[Stage] = [] if bias is None else [AddStage(bias)]
     if math.isinf(value):
-        return [*before, KeepStage(kept, value)]
-    zero, hidden = g.number(0.0, FLOAT), g.number(value, FLOAT)
-    added = g.common("Where", kept, zero, hidden)
-    if bias is not None and value > _SWALLOWS:
-        # The kernels round bias + filter first, which shows in a row without keys.
-        return [AddStage(g.op("Add", bias, added))]
-    return [*before, AddStage(added)]
+        return KeepStage(kept, value)
+    return AddStage(g.common("Where", kept, g.number(0.0, FLOAT), g.number(value, FLOAT)))

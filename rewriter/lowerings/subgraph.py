@@ -111,6 +111,8 @@ class SubGraph:
             self.shared.users[id(node)] -= 1
             if self.shared.users[id(node)] == 0:
                 gone.add(id(node))
+                # Another node may be given this id.
+                self.shared.common.discard(id(node))
                 node.inputs.clear()
                 node.outputs.clear()
         self.node.inputs.extend(self.inputs)

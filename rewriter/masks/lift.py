@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +25,12 @@ from stof_onnx.ir.mask.program import (
     KEYS,
     QUERIES,
     VARIABLES,
-    FillMode,
     MaskProgram,
     Operand,
-    swallows_scores,
 )
 from stof_onnx.rewriter.attention.block import AttentionBlock, MaskStage, Refused
 from stof_onnx.rewriter.masks.additive import Additive, hides, read_additive
+from stof_onnx.rewriter.masks.fills import NotLiftable, StageRead, combine_fills
 from stof_onnx.rewriter.symbolic import SymbolicGraph
 
 # A bias of more terms than this, computed for each pair, is read from the tensor instead.
@@ -70,10 +69,6 @@ class LiftedMask:
     assumptions: tuple[str, ...] = ()
 
 
-class NotLiftable(Exception):  # noqa: N818 - leads to the dense mask, not to a failure
-    """The stages don't make a program; the text says why."""
-
-
 def lift(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
     """The program of a block's stages.
 
@@ -86,16 +81,16 @@ def lift(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
     for stage in read:
         if stage.bias is not None:
             bias = stage.bias if bias is None else fadd(bias, stage.bias)
-    fill, mode = _combined_fill(read, block.chain.score_dtype)
+    filled = combine_fills(read, block.chain.score_dtype)
     names = _dimension_names(block)
-    keep = _rename(keep, names)
-    bias = None if bias is None else _rename(bias, names)
-    keep, bias, sources = _bind(sym, keep, bias)
+    parts = _Parts(keep, bias, filled.again)
+    parts, sources = _bind(sym, parts.map(lambda expr: _rename(expr, names)))
     program = MaskProgram(
-        keep=keep,
-        bias=bias,
-        fill=fill,
-        fill_mode=mode,
+        keep=parts.keep,
+        bias=parts.bias,
+        fill=filled.fill,
+        fill_mode=filled.mode,
+        again=parts.again,
         nan_to_zero=block.nan_to_zero,
         operands=tuple(source.operand for source in sources),
     )
@@ -103,33 +98,36 @@ def lift(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
 
 
 @dataclass(frozen=True)
-class _StageRead:
-    stage: MaskStage
+class _Parts:
+    """The expressions of a program."""
+
     keep: Expr
     bias: Expr | None
-    fills: frozenset[float]
-    assumptions: tuple[str, ...] = ()
+    again: Expr
+
+    def map(self, change: Callable[[Expr], Expr]) -> _Parts:
+        """Each changed."""
+        bias = None if self.bias is None else change(self.bias)
+        return _Parts(change(self.keep), bias, change(self.again))
 
 
-def _read_stage(sym: SymbolicGraph, stage: MaskStage, block: AttentionBlock) -> _StageRead:
+def _read_stage(sym: SymbolicGraph, stage: MaskStage, block: AttentionBlock) -> StageRead:
+    if stage.mode == "floor":
+        if not hides(stage.written, block.chain.score_dtype):
+            raise Refused(stage.node, f"limits scores from below by {stage.written}")
+        return StageRead(stage, TRUE, None, frozenset())
     expr = sym.value(stage.tensor, stage.index)
     if stage.mode == "add":
         scaled = fmul(Const(stage.factor), expr)
         return _read_add(stage, scaled, block.chain.score_dtype)
     keep = expr if stage.mode == "keep" else not_(expr)
-    fill = written_fill(stage)
+    fill = stage.written
     if keep != TRUE and not hides(fill, block.chain.score_dtype):
         raise NotLiftable(f"{stage.node.name!r} writes {fill}, which hides nothing")
-    return _StageRead(stage, keep, None, frozenset() if keep == TRUE else frozenset({fill}))
+    return StageRead(stage, keep, None, frozenset() if keep == TRUE else frozenset({fill}))
 
 
-def written_fill(stage: MaskStage) -> float:
-    """What a stage writes, as the Softmax sees it, rounded to float32."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(stage.fill) * np.float32(stage.factor))
-
-
-def _read_add(stage: MaskStage, expr: Expr, score_dtype: str) -> _StageRead:
+def _read_add(stage: MaskStage, expr: Expr, score_dtype: str) -> StageRead:
     assumed: list[str] = []
     selected = _zero_one_as_selection(expr, assumed)
     found = read_additive(selected, score_dtype)
@@ -140,7 +138,7 @@ def _read_add(stage: MaskStage, expr: Expr, score_dtype: str) -> _StageRead:
         load = Load(stage.tensor.name, stage.index, "float")
         found = Additive(TRUE, fmul(Const(stage.factor), load), frozenset())
     notes = tuple(f"{name!r} is taken to hold only 0 and 1" for name in sorted(set(assumed)))
-    return _StageRead(stage, found.keep, found.bias, found.fills, notes)
+    return StageRead(stage, found.keep, found.bias, found.fills, notes)
 
 
 def _zero_one_as_selection(expr: Expr, assumed: list[str]) -> Expr:
@@ -157,38 +155,6 @@ def _zero_one_as_selection(expr: Expr, assumed: list[str]) -> Expr:
         args = [_zero_one_as_selection(arg, assumed) for arg in expr.args]
         return rebuild(expr.name, tuple(args))
     return expr
-
-
-def _combined_fill(read: Sequence[_StageRead], score_dtype: str) -> tuple[float, FillMode]:
-    """The one number that every hidden pair ends up with, and how it got there.
-
-    Raises:
-        NotLiftable: if a row without keys would see different numbers.
-    """
-    masking = [stage for stage in read if stage.fills]
-    fills = {fill for stage in masking for fill in stage.fills}
-    if not fills:
-        return -math.inf, "replace"
-    if len(fills) > 1:
-        raise NotLiftable(f"hidden pairs get different numbers: {sorted(fills)}")
-    (fill,) = fills
-    if math.isinf(fill):
-        return fill, "replace"
-    last = masking[-1].stage
-    later = read[read.index(masking[-1]) + 1 :]
-    if any(stage.bias is not None for stage in later) and last.mode != "add":
-        raise NotLiftable("a bias is added after the scores were overwritten")
-    if len(masking) > 1 and any(stage.stage.mode == "add" for stage in masking[1:]):
-        # A pair hidden twice would hold twice the number: a row without keys is then an
-        # average over the pairs hidden once, which no single fill reproduces.
-        raise NotLiftable("two masks are added one after the other")
-    if any(stage.bias is not None for stage in read) and not swallows_scores(fill, score_dtype):
-        # A hidden pair has no bias in the graph; the program would add it to the fill.
-        raise NotLiftable("a bias beside a fill that does not swallow it")
-    swallowed = all(s.stage.mode != "add" or swallows_scores(fill, score_dtype) for s in masking)
-    if len(masking) > 1 and not swallowed:
-        raise NotLiftable("two masks in a row whose fill does not swallow the score")
-    return fill, "add" if all(s.stage.mode == "add" for s in masking) else "replace"
 
 
 def _dimension_names(block: AttentionBlock) -> dict[str, Expr]:
@@ -224,12 +190,10 @@ def _rename(expr: Expr, names: dict[str, Expr]) -> Expr:
     return substitute(expr, replace)
 
 
-def _bind(
-    sym: SymbolicGraph, keep: Expr, bias: Expr | None
-) -> tuple[Expr, Expr | None, tuple[OperandSource, ...]]:
+def _bind(sym: SymbolicGraph, parts: _Parts) -> tuple[_Parts, tuple[OperandSource, ...]]:
     """Make each load an operand and rewrite the loads accordingly."""
     operands = _Operands()
-    keep = _truth_of_integers(keep)
+    keep, again = _truth_of_integers(parts.keep, parts.again)
 
     def replace(node: Expr) -> Expr | None:
         if not isinstance(node, Load):
@@ -240,9 +204,8 @@ def _bind(
             source, index = _bind_tensor(node), node.index
         return Load(operands.add(source), index, node.kind)
 
-    keep = substitute(keep, replace)
-    bias = None if bias is None else substitute(bias, replace)
-    return keep, bias, operands.sources
+    bound = _Parts(keep, parts.bias, again).map(lambda expr: substitute(expr, replace))
+    return bound, operands.sources
 
 
 class _Operands:
@@ -273,11 +236,12 @@ class _Operands:
         return name
 
 
-def _truth_of_integers(keep: Expr) -> Expr:
+def _truth_of_integers(keep: Expr, again: Expr) -> tuple[Expr, Expr]:
     """An integer vector that is only compared with 0 is loaded as booleans."""
     numeric = {
         child.source
-        for node in walk(keep)
+        for expr in (keep, again)
+        for node in walk(expr)
         if not (isinstance(node, Op) and node.name == "eq0")
         for child in children(node)
         if isinstance(child, Load) and child.kind == "int"
@@ -292,7 +256,7 @@ def _truth_of_integers(keep: Expr) -> Expr:
                 return not_(Load(load.source, load.index, "bool"))
         return rebuild(node.name, tuple(visit(arg) for arg in node.args))
 
-    return visit(keep)
+    return visit(keep), visit(again)
 
 
 def _bind_tensor(load: Load) -> OperandSource:
@@ -320,6 +284,9 @@ def _bind_table(sym: SymbolicGraph, load: Load) -> tuple[OperandSource, tuple[Ex
 def lift_dense(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
     """The mask operands themselves as dense run-time inputs: no structure, but exact.
 
+    A number that is written over scores comes last, unless it is infinite: the program adds
+    biases first.
+
     Raises:
         Refused: where the stages can't be kept even in this form.
     """
@@ -329,6 +296,8 @@ def lift_dense(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
     names = _dimension_names(block)
     operands = _Operands()
     for stage in block.chain.stages:
+        if stage.mode == "floor":
+            raise Refused(stage.node, "masks that are read as they are are limited from below")
         kind: Kind = "float" if stage.mode == "add" else "bool"
         load = Load(stage.tensor.name, tuple(_rename(i, names) for i in stage.index), kind)
         load = Load(operands.add(_bind_tensor(load)), load.index, kind)
@@ -338,7 +307,7 @@ def lift_dense(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
             scaled = fmul(Const(stage.factor), load)
             bias = scaled if bias is None else fadd(bias, scaled)
             continue
-        written = written_fill(stage)
+        written = stage.written
         if not hides(written, block.chain.score_dtype):
             raise Refused(stage.node, f"it writes {written}, which hides nothing")
         if fill not in (None, written):

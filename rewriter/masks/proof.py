@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from stof_onnx.ir.expr import Const, Expr, Var, evaluate, walk
-from stof_onnx.ir.expr.build import integer
+from stof_onnx.ir.expr.build import TRUE, integer
 from stof_onnx.ir.expr.ops import Array
 from stof_onnx.ir.mask.program import MaskProgram, index_grid
 from stof_onnx.rewriter.attention.block import AttentionBlock, MaskStage
@@ -440,42 +440,62 @@ def _compare(
     Arrays keep size 1 where they don't vary, so that heads and batch cost nothing.
     """
     program = lifted.program
-    expected_keep: Array = np.ones((1, 1, 1, 1), bool)
-    expected_bias: Array = np.zeros((1, 1, 1, 1), np.float32)
-    for stage, raw in zip(block.chain.stages, values, strict=True):
-        value = _scaled(raw, stage.factor) if stage.mode == "add" else raw
-        if stage.mode == "add":
-            hidden = value <= hiding_threshold(block.chain.score_dtype)
-            expected_keep = expected_keep & ~hidden
-            if program.bias is not None or np.any(value[~hidden] != 0):
-                expected_bias = expected_bias + np.where(hidden, 0, value.astype(np.float32))
-            _check_fill(value[hidden], program.fill)
-        else:
-            expected_keep = expected_keep & (value if stage.mode == "keep" else ~value)
+    dtype = np.dtype(_NUMPY_TYPES[block.chain.score_dtype])
+    kept, scores = _staged(block, values, dtype)
     sizes = dict(zip(("B", "H", "Sq", "Sk"), dims, strict=True))
     keep = program.evaluate_keep(sizes, sources)
-    if np.any(keep != expected_keep):
-        at = tuple(int(i) for i in np.argwhere(keep != expected_keep)[0])
+    if np.any(keep != kept):
+        at = tuple(int(i) for i in np.argwhere(keep != kept)[0])
         raise ProofFailed(
             f"the program and the graph differ at (b, h, q, k) = {at} of {tuple(dims)}"
         )
-    bias: Array = np.zeros((1, 1, 1, 1), np.float32)
+    bias: Array = np.zeros((1, 1, 1, 1), dtype)
     if program.bias is not None:
-        bias = evaluate(program.bias, index_grid(sizes), sources)
-    both = (np.where(keep, bias, 0), np.where(keep, expected_bias, 0))
-    if not np.allclose(*both, rtol=1e-6, atol=0):
+        with np.errstate(over="ignore"):
+            bias = evaluate(program.bias, index_grid(sizes), sources).astype(dtype)
+    if not _same(np.where(keep, bias, 0), np.where(keep, scores, 0), dtype):
         raise ProofFailed("the program's bias and the graph's differ")
+    if program.keep == TRUE:
+        return
+    again = np.asarray(evaluate(program.again, index_grid(sizes), sources), bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        fill = np.asarray(program.fill).astype(dtype)
+        hidden = fill if program.fill_mode == "replace" else bias + fill
+        hidden = np.where(again, hidden + fill, hidden)
+    if not _same(np.where(keep, 0, hidden), np.where(keep, 0, scores), dtype):
+        raise ProofFailed("hidden pairs hold another number than the program's")
 
 
-def _scaled(value: Array, factor: float) -> Array:
-    """A mask as the Softmax sees it."""
-    with np.errstate(over="ignore"):
-        return value if factor == 1.0 else value * np.asarray(factor, value.dtype)
+_NUMPY_TYPES = {"float32": "float32", "float16": "float16", "bfloat16": "float32"}
 
 
-def _check_fill(hidden: Array, fill: float) -> None:
-    if hidden.size and not np.all(hidden == np.asarray(fill, hidden.dtype)):
-        raise ProofFailed("hidden pairs hold another number than the program's fill")
+def _staged(
+    block: AttentionBlock, values: list[Array], dtype: np.dtype[Any]
+) -> tuple[Array, Array]:
+    """(pairs that no stage hides, what a score of 0 becomes), by the graph's own numbers."""
+    kept: Array = np.ones((1, 1, 1, 1), bool)
+    scores: Array = np.zeros((1, 1, 1, 1), dtype)
+    threshold = hiding_threshold(block.chain.score_dtype)
+    for stage, value in zip(block.chain.stages, values, strict=True):
+        with np.errstate(over="ignore"):
+            written = np.asarray(stage.written).astype(dtype)
+            if stage.mode == "add":
+                added = value.astype(dtype)
+                if stage.factor != 1.0:
+                    added = added * np.asarray(stage.factor, dtype)
+                kept = kept & (added > threshold)
+                scores = scores + added
+            elif stage.mode == "floor":
+                scores = np.maximum(scores, written)
+            else:
+                keep = value if stage.mode == "keep" else ~value
+                kept, scores = kept & keep, np.where(keep, scores, written)
+    return kept, scores
+
+
+def _same(ours: Array, theirs: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether numbers agree, up to the order of sums."""
+    return bool(np.allclose(ours, theirs, rtol=8 * float(np.finfo(dtype).eps), atol=0))
 
 
 def _program_sources(

@@ -89,7 +89,10 @@ class SymbolicGraph:
         try:
             if rule is None:
                 raise Unliftable(f"no shape rule for {node.op}")
-            return rule(self, node, position)
+            found = rule(self, node, position)
+            if any(loads(dim) for dim in found) and not _is_blank(output.shape or [None]):
+                raise Unliftable("a dimension that run-time values decide")
+            return found
         except (Unliftable, ArithmeticError) as error:
             reason = error if isinstance(error, Unliftable) else Unliftable(str(error))
             if output.shape is not None and not _is_blank(output.shape):

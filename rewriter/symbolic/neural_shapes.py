@@ -1,8 +1,10 @@
-"""Shape rules of larger operators: selections, convolutions, fused operators of ONNX Runtime."""
+"""Shape rules of larger operators: products by equation, selections, convolutions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import onnx_graphsurgeon as gs
 
 from stof_onnx.ir.expr import Const, Expr, Var
 from stof_onnx.ir.expr.build import add, floordiv, integer, mul, sub
@@ -11,52 +13,6 @@ from stof_onnx.rewriter.symbolic.registry import Node, Shape, Unliftable, shape
 
 if TYPE_CHECKING:
     from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
-
-_MICROSOFT = "com.microsoft::"
-_SAME_AS_FIRST = (
-    "BiasGelu",
-    "BiasSplitGelu",
-    "FastGelu",
-    "Gelu",
-    "QuickGelu",
-    "RotaryEmbedding",
-    "SimplifiedLayerNormalization",
-    "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
-)
-
-
-@shape(*(f"{_MICROSOFT}{name}" for name in _SAME_AS_FIRST))
-def same(sym: SymbolicGraph, node: Node, position: int) -> Shape:
-    """The first input's shape, for the first output and for the sum of a skip connection."""
-    if position not in (0, 3):
-        raise Unliftable(f"output {position} of {node.op}")
-    return sym.shape(node.inputs[0])
-
-
-@shape(f"{_MICROSOFT}EmbedLayerNormalization")
-def embed(sym: SymbolicGraph, node: Node, position: int) -> Shape:
-    """[batch, sequence, hidden] of ids [batch, sequence] and an embedding [words, hidden]."""
-    if position != 0:
-        raise Unliftable(f"output {position} of {node.op}")
-    return (*sym.shape(node.inputs[0]), sym.shape(node.inputs[2])[1])
-
-
-@shape(f"{_MICROSOFT}FusedMatMul")
-def fused_matmul(sym: SymbolicGraph, node: Node, position: int) -> Shape:
-    """A batched product of matrices that may be transposed."""
-    left, right = (sym.shape(tensor) for tensor in node.inputs)
-    if min(len(left), len(right)) < 2 or attribute(node, "transBatchA", 0):
-        raise Unliftable("FusedMatMul with a vector or transposed stacks")
-    rows = left[-1] if attribute(node, "transA", 0) else left[-2]
-    columns = right[-2] if attribute(node, "transB", 0) else right[-1]
-    return (*broadcast_shape(left[:-2], right[:-2]), rows, columns)
-
-
-@shape(f"{_MICROSOFT}MatMulNBits")
-def matmul_nbits(sym: SymbolicGraph, node: Node, position: int) -> Shape:
-    """A product with a packed quantized matrix of N columns."""
-    return (*sym.shape(node.inputs[0])[:-1], integer(node.attrs["N"]))
 
 
 @shape("Einsum")
@@ -167,6 +123,42 @@ def _slid(node: Node, dims: Shape, kernel: list[int]) -> Shape:
         room = sub(add(dim, integer(pads[axis] + pads[axis + count])), integer(extent))
         result.append(add(floordiv(room, integer(strides[axis])), integer(1)))
     return tuple(result)
+
+
+@shape(
+    "InstanceNormalization", "GroupNormalization", "LpNormalization", "MeanVarianceNormalization"
+)
+def normalization(sym: SymbolicGraph, node: Node, position: int) -> Shape:
+    """The input's shape."""
+    return sym.shape(node.inputs[0])
+
+
+@shape("Resize")
+def resize(sym: SymbolicGraph, node: Node, position: int) -> Shape:
+    """The sizes, or dimensions times known factors rounded down."""
+    dims = list(sym.shape(node.inputs[0]))
+    if attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise Unliftable("Resize that keeps an aspect ratio")
+    axes = attribute(node, "axes", list(range(len(dims))))
+    sizes, scales = optional_input(node, 3), optional_input(node, 2)
+    if sizes is not None:
+        for axis, value in zip(axes, sym.values(sizes), strict=True):
+            dims[axis_of(axis, len(dims))] = value
+        return tuple(dims)
+    if not isinstance(scales, gs.Constant):
+        raise Unliftable("Resize by factors computed at run time")
+    for axis, factor in zip(axes, scales.values.reshape(-1).tolist(), strict=True):
+        at = axis_of(axis, len(dims))
+        dims[at] = _resized(dims[at], float(factor))
+    return tuple(dims)
+
+
+def _resized(dim: Expr, factor: float) -> Expr:
+    if factor == int(factor):
+        return mul(dim, integer(int(factor)))
+    if isinstance(dim, Const):
+        return integer(int(int(dim.value) * factor))
+    raise Unliftable(f"Resize of an unknown dimension by {factor}")
 
 
 @shape("DepthToSpace")

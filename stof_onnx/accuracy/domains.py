@@ -8,6 +8,7 @@ cast to bool or ``1 - x`` makes them a mask.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -104,7 +105,7 @@ def _classify(value: onnx.ValueInfoProto, graph: _Graph) -> InputDomain:
         return InputDomain("additive_mask" if "mask" in name else "real")
     low = max([0, *evidence.lows])
     high = max(min(evidence.highs), low + 1) if evidence.highs else None
-    if "position" in name:
+    if "position" in name or "pos" in re.split(r"\W|_", name):
         return InputDomain("position", low, high)
     if high is not None:
         return InputDomain("index", low, high)

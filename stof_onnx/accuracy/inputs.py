@@ -8,7 +8,7 @@ throughout: what such a row yields is part of what a rewrite has to keep.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,8 +18,9 @@ from onnx import ModelProto, TensorProto
 
 from stof_onnx.accuracy.domains import InputDomain, graph_inputs, infer_domains
 from stof_onnx.accuracy.precision import runnable
+from stof_onnx.accuracy.search import Choice, find_sizes
 from stof_onnx.accuracy.session import Arrays, RefusedError, open_session
-from stof_onnx.accuracy.shapes import Shapes, Sizes, Sizing, SymbolicShapes
+from stof_onnx.accuracy.shapes import Shapes, Sizing
 from stof_onnx.ir.errors import InputError
 
 Probe = Callable[[Arrays], object]
@@ -32,10 +33,6 @@ _SIZINGS = (
     Sizing(2, 64, Fraction(2, 3)),
     Sizing(3, 127, Fraction(2, 3)),
 )
-# Tried in this order where the model refuses a length: odd ones too, then larger round ones, for
-# models that only take multiples of their block size.
-_OTHER_LENGTHS = (100, 77, 64, 48, 33, 32, 24, 17, 16, 12, 8, 7, 5, 4, 3, 2, 1, 128, 256, 512)
-
 _NO_PADDING = "no padding"
 _PADDINGS = (_NO_PADDING, "right padding", "left padding", "random holes", "an all-padding row")
 # Of the positions in "random holes", how many are kept.
@@ -79,7 +76,7 @@ class FeedPlan:
 
     Attributes:
         feeds: at least one; each runs in ONNX Runtime.
-        notes: which sizes the model refused.
+        notes: what was assumed about the shapes, and which sizes the model refused.
     """
 
     feeds: tuple[Feed, ...]
@@ -114,7 +111,8 @@ def plan_feeds(
     """Make inputs for a model at several shapes, with several kinds of padding.
 
     A size that the model refuses (a table of 64 positions ends at 64) is replaced by
-    the next one that it takes; a note says so.
+    the next one that it takes; lengths that depend on each other (a mask over cached and
+    new positions) are found by trying. Notes say what was used.
 
     Args:
         model: an ONNX model of standard operators.
@@ -128,83 +126,67 @@ def plan_feeds(
         InputError: ``input_shapes`` doesn't fit the model, an input isn't a tensor of
             numbers, or the model runs at none of the sizes tried.
     """
-    maker = _Maker(model, seed)
-    symbolic = SymbolicShapes(model, input_shapes)
-    notes: list[str] = []
-    chosen: dict[tuple[tuple[str, int], ...], Shapes] = {}
+    domains = infer_domains(model)
+    maker = _Maker(model, domains, seed)
+
+    def attempt(shapes: Shapes, start: int) -> RefusedError | None:
+        return _refusal(Feed("", maker.arrays(shapes, _NO_PADDING, start)), probe)
+
     sizings = (*_SIZINGS, *(Sizing(1, length) for length in lengths))
-    for sizing in sizings if symbolic.free else _SIZINGS[:1]:
-        sizes, shapes = _accepted(symbolic, sizing, maker, probe, notes)
-        chosen.setdefault(tuple(sizes.items()), shapes)
-    feeds = [
-        Feed(_name(sizes, shapes, padding), maker.arrays(shapes, padding))
-        for sizes, shapes in chosen.items()
-        for padding in maker.paddings(shapes)
+    found = find_sizes(model, input_shapes, domains, attempt, sizings)
+    groups = [
+        [
+            Feed(_name(choice, padding), maker.arrays(choice.shapes, padding, choice.start))
+            for padding in maker.paddings(choice.shapes)
+        ]
+        for choice in found.choices
     ]
-    return FeedPlan(tuple(feeds), tuple(dict.fromkeys(notes)))
+    feeds, notes = _accepted(groups, probe)
+    return FeedPlan(tuple(feeds), (*found.notes, *notes))
 
 
-def _name(sizes: Sequence[tuple[str, int]], shapes: Shapes, padding: str) -> str:
+def _accepted(groups: Sequence[Sequence[Feed]], probe: Probe) -> tuple[list[Feed], list[str]]:
+    """The feeds without those whose padding the model refuses.
+
+    GroupQueryAttention, for one, takes no padding among new positions. The smallest sizes show
+    whether a model is like that; only then are all feeds tried.
+    """
+    feeds = [feed for group in groups for feed in group]
+    if all(_refusal(feed, probe) is None for feed in groups[0][1:]):
+        return feeds, []
+    refusals = {
+        feed.name: refusal
+        for group in groups
+        for feed in group[1:]
+        if (refusal := _refusal(feed, probe)) is not None
+    }
+    first, reason = next(iter(refusals.items()))
+    others = f" and {len(refusals) - 1} other inputs with padding" if len(refusals) > 1 else ""
+    note = f"the model refuses {first} ({reason}){others}; they were left out"
+    return [feed for feed in feeds if feed.name not in refusals], [note]
+
+
+def _refusal(feed: Feed, probe: Probe) -> RefusedError | None:
+    try:
+        probe(feed.arrays)
+    except RefusedError as error:
+        return error
+    return None
+
+
+def _name(choice: Choice, padding: str) -> str:
     """Free sizes and padding in words; the shapes where nothing is free."""
-    parts = [f"{name} {size}" for name, size in sizes]
-    parts = parts or [f"{name} {list(shape)}" for name, shape in shapes.items()]
+    parts = [f"{name} {size}" for name, size in choice.sizes.items()]
+    parts = parts or [f"{name} {list(shape)}" for name, shape in choice.shapes.items()]
     return ", ".join([*parts, padding] if padding else parts)
-
-
-def _describe(sizes: Sizes) -> str:
-    return ", ".join(f"{name} {size}" for name, size in sizes.items()) or "its own shapes"
-
-
-def _accepted(
-    symbolic: SymbolicShapes, sizing: Sizing, maker: _Maker, probe: Probe, notes: list[str]
-) -> tuple[Sizes, Shapes]:
-    """The first sizes from ``sizing`` on at which the model runs."""
-    refusal: tuple[Sizes, RefusedError] | None = None
-    tried: list[Sizes] = []
-    for candidate in _candidates(sizing):
-        sizes = symbolic.sizes(candidate)
-        if sizes in tried:
-            continue
-        tried.append(sizes)
-        shapes = symbolic.resolve(sizes)
-        try:
-            probe(maker.arrays(shapes, _NO_PADDING))
-        except RefusedError as error:
-            refusal = refusal or (sizes, error)
-            continue
-        if refusal is not None:
-            refused, reason = refusal
-            notes.append(
-                f"the model refuses {_describe(refused)} ({reason});"
-                f" {_describe(sizes)} was used instead"
-            )
-        return sizes, shapes
-    assert refusal is not None
-    raise InputError(
-        f"the original model runs in ONNX Runtime at none of the sizes tried: {refusal[1]}",
-        f"shapes that it takes for {symbolic.describe()}",
-        "give them with --input-shapes",
-    )
-
-
-def _candidates(sizing: Sizing) -> list[Sizing]:
-    """``sizing`` first, then with equal lengths, other lengths, and a single row."""
-    shorter = [length for length in _OTHER_LENGTHS if length < sizing.length]
-    longer = [length for length in _OTHER_LENGTHS if length > sizing.length]
-    candidates = [sizing]
-    for batch in dict.fromkeys((sizing.batch, 1)):
-        for length in (sizing.length, *shorter, *longer):
-            candidates.append(Sizing(batch, length, sizing.ratio))
-            candidates.append(Sizing(batch, length))
-    return candidates
 
 
 class _Maker:
     """Makes arrays for the inputs of one model."""
 
-    def __init__(self, model: ModelProto, seed: int) -> None:
+    def __init__(self, model: ModelProto, domains: Mapping[str, InputDomain], seed: int) -> None:
         self._seed = seed
-        self._domains = infer_domains(model)
+        self._domains = domains
         self._dtypes = {value.name: _numpy_dtype(value) for value in graph_inputs(model)}
 
     def paddings(self, shapes: Shapes) -> tuple[str, ...]:
@@ -214,12 +196,13 @@ class _Maker:
     def _is_padding_mask(self, name: str, shape: tuple[int, ...]) -> bool:
         return self._domains[name].kind == "mask" and len(shape) == 2
 
-    def arrays(self, shapes: Shapes, padding: str) -> Arrays:
+    def arrays(self, shapes: Shapes, padding: str, start: int) -> Arrays:
         """An array for each input.
 
         Args:
             shapes: of the inputs.
             padding: one of the kinds of padding, for masks of rank 2.
+            start: the first value of positions.
         """
         arrays: Arrays = {}
         for number, (name, shape) in enumerate(shapes.items()):
@@ -229,7 +212,10 @@ class _Maker:
                 values = _padding_mask(shape, padding, rng)
             else:
                 longest = max((size for other in shapes.values() for size in other), default=1)
-                values = _values(self._domains[name], self._dtypes[name], shape, longest, rng)
+                domain = self._domains[name]
+                if domain.kind == "position":
+                    domain = replace(domain, low=domain.low + start)
+                values = _values(domain, self._dtypes[name], shape, longest, rng)
             arrays[name] = np.asarray(values).astype(self._dtypes[name])
         return arrays
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 
 from stof_onnx.accuracy.domains import graph_inputs
 from stof_onnx.ir.errors import InputError
@@ -38,27 +38,62 @@ class Sizing:
     ratio: Fraction = Fraction(1)
 
 
+@dataclass(frozen=True)
+class Relation:
+    """A dimension that is computed from others: the sum of some, less the sum of others.
+
+    Attributes:
+        target: name of the dimension.
+        plus: names of dimensions, or numbers.
+        minus: names of dimensions, or numbers.
+    """
+
+    target: str
+    plus: tuple[int | str, ...]
+    minus: tuple[int | str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.target} = {self.text}"
+
+    @property
+    def text(self) -> str:
+        """The right-hand side: "past_sequence + sequence"."""
+        return " - ".join([" + ".join(map(str, self.plus)), *map(str, self.minus)])
+
+    def value(self, sizes: Sizes) -> int:
+        """The size of :attr:`target`, given those of the others."""
+        added, taken = (
+            sum(term if isinstance(term, int) else sizes[term] for term in terms)
+            for terms in (self.plus, self.minus)
+        )
+        return added - taken
+
+
 class SymbolicShapes:
     """The input shapes of a model, some of their dimensions named instead of known.
 
     Args:
         model: an ONNX model.
         overrides: shapes that the user gave for some inputs.
+        relations: dimensions to compute instead of choosing them, in an order in which
+            they can be computed.
+        apart: give dimensions without a name one of their own each, by input and axis,
+            instead of one for all.
 
     Raises:
         InputError: an override names no input, contradicts the model, or another one.
     """
 
     def __init__(
-        self, model: ModelProto, overrides: Mapping[str, Sequence[int]] | None = None
+        self,
+        model: ModelProto,
+        overrides: Mapping[str, Sequence[int]] | None = None,
+        *,
+        relations: Sequence[Relation] = (),
+        apart: bool = False,
     ) -> None:
-        self._dims: dict[str, list[int | str]] = {
-            value.name: [
-                _dim(axis, dim.dim_param, dim.dim_value if dim.HasField("dim_value") else None)
-                for axis, dim in enumerate(value.type.tensor_type.shape.dim)
-            ]
-            for value in graph_inputs(model)
-        }
+        self._dims = {value.name: _dims(value, apart=apart) for value in graph_inputs(model)}
+        self.relations = tuple(relations)
         self._overrides = {
             name: tuple(int(size) for size in shape) for name, shape in (overrides or {}).items()
         }
@@ -85,17 +120,27 @@ class SymbolicShapes:
                     names.update(dict.fromkeys(_names(self._expressions[str(dim)])))
                 elif isinstance(dim, str):
                     names[dim] = None
-        open_names = [name for name in names if name not in self._fixed]
+        taken = {*self._fixed, *(relation.target for relation in self.relations)}
+        open_names = [name for name in names if name not in taken]
         return sorted(open_names, key=lambda name: not self.is_batch(name))
 
     def is_batch(self, name: str) -> bool:
         """Whether a dimension counts sequences, rather than positions in one."""
         if "batch" in name.lower():
             return True
-        axes = {
-            axis for dims in self._dims.values() for axis, dim in enumerate(dims) if dim == name
-        }
-        return axes == {0} and not any(word in name.lower() for word in _LENGTH_WORDS)
+        places = [
+            (source, axis, len(dims))
+            for source, dims in self._dims.items()
+            for axis, dim in enumerate(dims)
+            if dim == name
+        ]
+        own = name
+        for source, _, rank in places:
+            # torch.onnx.export names dimensions after their input: "position_ids_dynamic_axes_1".
+            own = own.removeprefix(source) if rank > 1 else own
+        return {axis for _, axis, _ in places} == {0} and not any(
+            word in own.lower() for word in _LENGTH_WORDS
+        )
 
     def sizes(self, sizing: Sizing) -> Sizes:
         """A size for each free dimension.
@@ -113,6 +158,25 @@ class SymbolicShapes:
             length *= sizing.ratio
         return sizes
 
+    def known(self, sizes: Sizes) -> Sizes:
+        """The size of each named dimension: chosen, given by the user, or from a relation.
+
+        Args:
+            sizes: a size for each name in :attr:`free`.
+        """
+        known = {**self._fixed, **sizes}
+        for relation in self.relations:
+            known[relation.target] = relation.value(known)
+        return known
+
+    def is_expression(self, name: str) -> bool:
+        """Whether the model declares a dimension as a sum of others."""
+        return name in self._expressions
+
+    def dims(self) -> Mapping[str, Sequence[int | str]]:
+        """The dimensions of each input: numbers, names, or sums that the model declares."""
+        return self._dims
+
     def resolve(self, sizes: Sizes) -> Shapes:
         """The shape of each input.
 
@@ -122,7 +186,7 @@ class SymbolicShapes:
         Raises:
             InputError: a shape given by the user isn't the sum that the model declares.
         """
-        known = {**self._fixed, **sizes}
+        known = self.known(sizes)
         shapes: Shapes = {}
         for name, dims in self._dims.items():
             if name in self._overrides:
@@ -200,11 +264,20 @@ class SymbolicShapes:
         return ", ".join(f"{name} {_text(dims)}" for name, dims in self._dims.items()) or "none"
 
 
-def _dim(axis: int, param: str, value: int | None) -> int | str:
-    if value is not None and value > 0:
-        return value
-    # Exporters write 0 or -1 for "unknown" too.
-    return param or (_UNNAMED_BATCH if axis == 0 else _UNNAMED_LENGTH)
+def _dims(value: ValueInfoProto, *, apart: bool) -> list[int | str]:
+    dims: list[int | str] = []
+    rank = len(value.type.tensor_type.shape.dim)
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        # Exporters write 0 or -1 for "unknown" too.
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            dims.append(dim.dim_value)
+        elif dim.dim_param:
+            dims.append(dim.dim_param)
+        elif axis == 0 and (rank > 1 or not apart):
+            dims.append(_UNNAMED_BATCH)
+        else:
+            dims.append(f"{value.name}[{axis}]" if apart else _UNNAMED_LENGTH)
+    return dims
 
 
 def _text(dims: Sequence[int | str]) -> str:

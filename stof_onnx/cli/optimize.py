@@ -6,11 +6,13 @@ import argparse
 from typing import TextIO
 
 from stof_onnx.cli import arguments as common
+from stof_onnx.ir.errors import InputError
 from stof_onnx.ir.target import DESCRIPTIONS
 
 _EXAMPLES = """\
 stof-onnx optimize bert.onnx -o bert.stof.onnx --target sm_90
 stof-onnx optimize gpt2.onnx -o gpt2.stof.onnx --input-shapes ids:[8,512] mask:[8,512]
+stof-onnx optimize bert.onnx -o bert.stof.onnx --fp16
 stof-onnx optimize bert.onnx -o bert.stof.onnx --report bert.json -v"""
 
 _TARGETS = "".join(f"  {name:<9} {text}\n" for name, text in DESCRIPTIONS.items())
@@ -38,6 +40,22 @@ def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
         " repeated (default: auto, the GPUs of this machine)",
     )
     common.add_input_shapes(parser, "shapes to check with")
+    lowering = parser.add_mutually_exclusive_group()
+    for option, precision in (("--fp16", "float16"), ("--bf16", "bfloat16")):
+        lowering.add_argument(
+            option,
+            dest="precision",
+            action="store_const",
+            const=precision,
+            help=f"lower a float32 model to {precision} first: softmax, normalisations, masks,"
+            " positions, inputs and outputs stay float32, and what it changes is measured",
+        )
+    parser.add_argument(
+        "--autocast",
+        action="store_true",
+        help="with --fp16 or --bf16: let NVIDIA ModelOpt's AutoCast choose what else stays float32"
+        " (pip install 'stof-onnx[autocast]')",
+    )
     parser.add_argument(
         "--report",
         metavar="FILE.json",
@@ -69,6 +87,8 @@ def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
 def run(arguments: argparse.Namespace, out: TextIO) -> int:
     """Optimize one model."""
     shapes = common.input_shapes(arguments)
+    if arguments.autocast and arguments.precision is None:
+        raise InputError("--autocast without a type to lower to", "--fp16 or --bf16 beside it")
     from stof_onnx import api
     from stof_onnx.cli import json_text, render
     from stof_onnx.jit.cache import KernelCache
@@ -84,6 +104,8 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
         input_shapes=shapes,
         check=arguments.check,
         kernels=arguments.kernels,
+        precision=arguments.precision,
+        autocast=arguments.autocast,
         cache=cache,
         progress=RichProgress(),
     )

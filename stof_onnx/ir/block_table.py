@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -43,16 +43,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from stof_onnx.ir.block_table_checks import check_forms, check_table
 from stof_onnx.ir.errors import InputError, MalformedNodeError
+from stof_onnx.ir.mask.program import MaskProgram
+from stof_onnx.ir.mask.tiles import TileState, map_tiles
 from stof_onnx.ir.tile_grid import (
     INT32_MAX,
-    REBUILD,
     BoolArray,
     Int32Array,
     TileGrid,
     Words,
     as_words,
     ceil_div,
+    count_bits,
+    distinct_bitmaps,
     pack_tiles,
     unpack_tiles,
 )
@@ -65,10 +69,10 @@ DEFAULT_TILE = (64, 64)
 ARRAY_NAMES = ("row_offsets", "full_counts", "tile_columns", "tile_bitmaps", "bitmaps")
 """Names of the arrays, in the order in which a node takes them as inputs."""
 
-_POPCOUNT = np.array([bin(octet).count("1") for octet in range(256)], np.uint8)
-
 _Int64Array = npt.NDArray[np.int64]
 _DenseRows = Callable[[int, int, int], BoolArray]
+# Rows of tiles: which tiles are full, which partial, and the bitmaps of the partial ones.
+_TileRows = tuple[BoolArray, BoolArray, Words]
 
 
 class TileCounts(NamedTuple):
@@ -127,7 +131,40 @@ class BlockTable:
             wanted = "[Sq, Sk], [heads, Sq, Sk] or [1, heads, Sq, Sk]"
             raise InputError(f"a mask of shape {list(given)}", wanted)
         grid = TileGrid.checked(keep.shape, tile, InputError)
-        return _build(grid, lambda head, start, stop: keep[head, start:stop])
+        return _assemble(grid, _packed(grid, lambda head, start, stop: keep[head, start:stop]))
+
+    @classmethod
+    def from_program(
+        cls,
+        program: MaskProgram,
+        sizes: Mapping[str, int],
+        tile: tuple[int, int] = DEFAULT_TILE,
+        sources: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> BlockTable:
+        """Builds the table of a mask program without making the dense mask.
+
+        Args:
+            program: its ``keep`` alone is read.
+            sizes: B, H, Sq and Sk.
+            tile: (tile_q, tile_k), multiples of 8.
+            sources: array of each operand; block tables in their dense form.
+
+        Returns:
+            The table of ``program.evaluate_keep(sizes, sources)``. It has one group for each
+            batch and head, b-major; along an axis on which the mask doesn't depend, one for all.
+
+        Raises:
+            InputError: sizes or a tile that can't be used, or an operand without an array.
+            IndexError: if a load reaches outside its array.
+        """
+        tiles = map_tiles(program.keep, sizes, tile, sources or {})
+
+        def rows() -> Iterator[_TileRows]:
+            for states, pattern_of in zip(tiles.states, tiles.pattern_of, strict=True):
+                partial = states == TileState.PARTIAL
+                yield states == TileState.FULL, partial, tiles.patterns[pattern_of[partial]]
+
+        return _assemble(TileGrid(tiles.shape, tiles.tile), rows())
 
     @classmethod
     def from_arrays(
@@ -147,15 +184,13 @@ class BlockTable:
             MalformedNodeError: the arrays are not the table of any mask of that shape.
         """
         grid = TileGrid.checked(shape, tile, MalformedNodeError)
-        _check_forms(arrays, grid)
+        check_forms(arrays, ARRAY_NAMES, grid)
         table = cls(
             **{name: _frozen(arrays[name]) for name in ARRAY_NAMES},
             shape=grid.shape,
             tile=grid.tile,
         )
-        _check_rows(table, grid)
-        _check_entries(table, grid)
-        _check_bitmaps(table, grid)
+        check_table(table, grid)
         return table
 
     def arrays(self) -> dict[str, Int32Array]:
@@ -175,7 +210,8 @@ class BlockTable:
         Raises:
             InputError: a tile that isn't two positive multiples of 8.
         """
-        return _build(TileGrid.checked(self.shape, tile, InputError), self._dense_rows)
+        grid = TileGrid.checked(self.shape, tile, InputError)
+        return _assemble(grid, _packed(grid, self._dense_rows))
 
     @property
     def tile_count(self) -> int:
@@ -198,14 +234,14 @@ class BlockTable:
     def kept_pairs(self) -> int:
         """Query-key pairs that are kept, over all heads."""
         grid = TileGrid(self.shape, self.tile)
-        rows, columns, indices = _entries(self)
+        rows, columns, indices = self.entries()
         full = indices < 0
         height = np.full(grid.rows, self.tile[0], np.int64)
         height[-1] = grid.edge[0]
         width = np.full(grid.columns, self.tile[1], np.int64)
         width[-1] = grid.edge[1]
         in_full = height[rows[full] % grid.rows] * width[columns[full]]
-        in_bitmap = _POPCOUNT[self.bitmaps.view(np.uint8)].sum(axis=1, dtype=np.int64)
+        in_bitmap = count_bits(as_words(self.bitmaps))
         return int(in_full.sum()) + int(in_bitmap[indices[~full]].sum())
 
     @property
@@ -263,6 +299,11 @@ class BlockTable:
             "sha256": self.digest,
         }
 
+    def entries(self) -> tuple[_Int64Array, Int32Array, Int32Array]:
+        """Row, column and bitmap index (-1: full) of each stored tile, in order."""
+        rows = np.repeat(np.arange(len(self.full_counts)), np.diff(self.row_offsets))
+        return rows, self.tile_columns[: len(rows)], self.tile_bitmaps[: len(rows)]
+
     def _dense_rows(self, head: int, start: int, stop: int) -> BoolArray:
         """Query rows start..stop-1 of a head, as bool [stop - start, Sk]."""
         grid = TileGrid(self.shape, self.tile)
@@ -288,36 +329,42 @@ def _frozen(array: npt.NDArray[Any]) -> Int32Array:
     return kept
 
 
-def _build(grid: TileGrid, dense_rows: _DenseRows) -> BlockTable:
-    """Builds the table strip by strip; ``dense_rows(head, start, stop)`` gives the mask."""
-    tile_q = grid.tile[0]
+def _packed(grid: TileGrid, dense_rows: _DenseRows) -> Iterator[_TileRows]:
+    """Rows of tiles strip by strip; ``dense_rows(head, start, stop)`` gives the mask."""
     inner, last = grid.full_row(False), grid.full_row(True)
-    row_lengths: list[_Int64Array] = []
-    full_counts: list[_Int64Array] = []
-    columns: list[Int32Array] = []
-    is_partial: list[BoolArray] = []
-    bitmaps: list[Words] = []
     for head, start, stop in grid.strips():
         words = pack_tiles(dense_rows(head, start, stop), grid.tile)
         full = (words == inner).all(axis=2)
         if stop == grid.shape[1]:
             full[-1] = (words[-1] == last).all(axis=1)
         partial = words.any(axis=2) & ~full
+        yield full, partial, words[partial]
+
+
+def _assemble(grid: TileGrid, tile_rows: Iterable[_TileRows]) -> BlockTable:
+    """The table of all rows of tiles, in order."""
+    tile_q = grid.tile[0]
+    row_lengths: list[_Int64Array] = []
+    full_counts: list[_Int64Array] = []
+    columns: list[Int32Array] = []
+    is_partial: list[BoolArray] = []
+    bitmaps: list[Words] = []
+    for full, partial, words in tile_rows:
         # [tile row, kind, tile column]: in C order this is the order of the entries.
         kinds = np.stack((full, partial), axis=1)
         _, kind, column = np.nonzero(kinds)
-        row_lengths.append(np.count_nonzero(kinds.reshape(len(words), -1), axis=1))
+        row_lengths.append(np.count_nonzero(kinds.reshape(len(full), -1), axis=1))
         full_counts.append(np.count_nonzero(full, axis=1))
         columns.append(column.astype(np.int32))
         is_partial.append(kind == 1)
-        bitmaps.append(words[partial])
+        bitmaps.append(words)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(row_lengths))])
     if offsets[-1] > INT32_MAX:
         came = f"{offsets[-1]} tiles of {tile_q}x{grid.tile[1]} in one mask"
         raise InputError(came, f"at most {INT32_MAX}", "use larger tiles")
     partial_words = np.concatenate(bitmaps)
     bitmaps.clear()
-    distinct, indices = _distinct(partial_words)
+    distinct, indices = distinct_bitmaps(partial_words)
     tile_columns = np.zeros(max(1, offsets[-1]), np.int32)
     tile_columns[: offsets[-1]] = np.concatenate(columns)
     tile_bitmaps = np.full(len(tile_columns), -1, np.int32)
@@ -332,151 +379,3 @@ def _build(grid: TileGrid, dense_rows: _DenseRows) -> BlockTable:
     for array in arrays.values():
         array.setflags(write=False)
     return BlockTable(**arrays, shape=grid.shape, tile=grid.tile)
-
-
-def _distinct(words: Words) -> tuple[Words, _Int64Array]:
-    """Drops repeated bitmaps.
-
-    Args:
-        words: [partial tiles, words of a tile].
-
-    Returns:
-        The distinct bitmaps in order of first use (one of zeros if there is none), and
-        for each tile the index of its bitmap.
-    """
-    count, width = words.shape
-    if count == 0:
-        return np.zeros((1, width), np.uint64), np.zeros(0, np.int64)
-    keys = words[:, 0] if width == 1 else words.view(np.dtype((np.void, 8 * width)))[:, 0]
-    order = np.argsort(keys, kind="stable")
-    ordered = words[order]
-    starts = np.ones(count, np.bool_)
-    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    del ordered
-    leaders = order[starts]  # The sort is stable: a group's first tile leads it.
-    rank = np.empty(len(leaders), np.int64)
-    rank[np.argsort(leaders)] = np.arange(len(leaders))
-    indices = np.empty(count, np.int64)
-    indices[order] = rank[np.cumsum(starts) - 1]
-    return words[np.sort(leaders)], indices
-
-
-def _entries(table: BlockTable) -> tuple[_Int64Array, Int32Array, Int32Array]:
-    """Row, column and bitmap index of each stored tile, padding entry excluded."""
-    rows = np.repeat(np.arange(len(table.full_counts)), np.diff(table.row_offsets))
-    return rows, table.tile_columns[: len(rows)], table.tile_bitmaps[: len(rows)]
-
-
-def _require(holds: bool | np.bool_, came: str, wanted: str) -> None:
-    if not holds:
-        raise MalformedNodeError(f"block table: {came}", wanted, REBUILD)
-
-
-def _check_forms(arrays: Mapping[str, npt.NDArray[Any]], grid: TileGrid) -> None:
-    """Names, dtypes and shapes."""
-    _require(
-        set(arrays) == set(ARRAY_NAMES),
-        f"arrays {', '.join(map(str, arrays)) or 'none'}",
-        ", ".join(ARRAY_NAMES),
-    )
-    rows = grid.shape[0] * grid.rows
-    wanted: dict[str, tuple[int | None, ...]] = {
-        "row_offsets": (rows + 1,),
-        "full_counts": (rows,),
-        "tile_columns": (None,),
-        "tile_bitmaps": (None,),
-        "bitmaps": (None, 2 * grid.words),
-    }
-    for name, dims in wanted.items():
-        array = arrays[name]
-        _require(array.dtype == np.int32, f"{name} is of dtype {array.dtype}", "int32")
-        fits = array.ndim == len(dims) and all(
-            have >= 1 if want is None else have == want
-            for have, want in zip(array.shape, dims, strict=True)
-        )
-        text = ", ".join("1 or more" if dim is None else str(dim) for dim in dims)
-        _require(fits, f"{name} has shape {list(array.shape)}", f"[{text}]")
-
-
-def _check_rows(table: BlockTable, grid: TileGrid) -> None:
-    """row_offsets and full_counts, and the lengths that follow from them."""
-    offsets = table.row_offsets.astype(np.int64)
-    _require(offsets[0] == 0, f"row_offsets starts at {offsets[0]}", "0")
-    lengths = np.diff(offsets)
-    row = int(np.argmax((lengths < 0) | (lengths > grid.columns)))
-    _require(
-        0 <= lengths[row] <= grid.columns,
-        f"row {row} has {lengths[row]} tiles",
-        f"0 to {grid.columns}",
-    )
-    for name in ("tile_columns", "tile_bitmaps"):
-        have, want = len(getattr(table, name)), max(1, int(offsets[-1]))
-        _require(have == want, f"{name} has {have} entries", f"{want}, as row_offsets says")
-    full = table.full_counts
-    row = int(np.argmax((full < 0) | (full > lengths)))
-    _require(
-        0 <= full[row] <= lengths[row],
-        f"row {row} has {full[row]} full tiles",
-        f"0 to {lengths[row]}, its tiles",
-    )
-
-
-def _check_entries(table: BlockTable, grid: TileGrid) -> None:
-    """tile_columns and tile_bitmaps."""
-    rows, columns, indices = _entries(table)
-    if len(rows) == 0:
-        padding = (int(table.tile_columns[0]), int(table.tile_bitmaps[0]))
-        _require(padding == (0, -1), f"a padding entry {padding}", "column 0, bitmap -1")
-        return
-    bad = int(np.argmax((columns < 0) | (columns >= grid.columns)))
-    _require(
-        0 <= columns[bad] < grid.columns,
-        f"tile_columns[{bad}] is {columns[bad]}",
-        f"0 to {grid.columns - 1}",
-    )
-    is_partial = np.arange(len(rows)) - table.row_offsets[rows] >= table.full_counts[rows]
-    # One number that must rise along all entries: row, then full before partial, then column.
-    place = (2 * rows + is_partial) * grid.columns + columns
-    bad = int(np.argmax(np.diff(place, prepend=-1) <= 0))
-    _require(
-        bad == 0, f"tile_columns[{bad}] is {columns[bad]} after {columns[bad - 1]}", "ascending"
-    )
-    tiles = np.sort(rows * grid.columns + columns)
-    once = bool((tiles[1:] != tiles[:-1]).all())
-    _require(once, "a tile is listed both as full and as partial", "each tile once")
-    count = len(table.bitmaps)
-    wrong = np.where(is_partial, (indices < 0) | (indices >= count), indices != -1)
-    bad = int(np.argmax(wrong))
-    want = f"0 to {count - 1} for a partial tile" if is_partial[bad] else "-1 for a full tile"
-    _require(not wrong[bad], f"tile_bitmaps[{bad}] is {indices[bad]}", want)
-
-
-def _check_bitmaps(table: BlockTable, grid: TileGrid) -> None:
-    """That bitmaps are canonical, and none is empty, full or set beyond the edge."""
-    rows, columns, indices = _entries(table)
-    partial = indices >= 0
-    rows, columns, used = rows[partial] % grid.rows, columns[partial], indices[partial]
-    words = as_words(table.bitmaps)
-    if len(used) == 0:
-        padding = len(words) == 1 and not words.any()
-        _require(padding, f"{len(words)} bitmaps that no tile uses", "one of zeros")
-        return
-    known = np.maximum.accumulate(np.concatenate([[-1], used[:-1]]))
-    _require(bool((used <= known + 1).all()), "bitmaps out of order", "order of first use")
-    unused = len(words) - 1 - int(used.max())
-    _require(unused == 0, f"{unused} bitmaps that no tile uses", "none")
-    repeated = len(words) - len(_distinct(words)[0])
-    _require(repeated == 0, f"{repeated} repeated bitmaps", "each bitmap once")
-    for last_row in (False, True):
-        for last_column in (False, True):
-            here = (rows == grid.rows - 1) == last_row
-            here &= (columns == grid.columns - 1) == last_column
-            needed = np.zeros(len(words), np.bool_)
-            needed[used[here]] = True
-            held = words[needed]
-            full = grid.full_tile(last_row, last_column)
-            inside = not (held & ~full).any()
-            _require(inside, "a bitmap keeps pairs beyond the edge", "zeros there")
-            _require(bool(held.any(axis=1).all()), "a bitmap of zeros for a tile", "no entry")
-            mixed = bool((held != full).any(axis=1).all())
-            _require(mixed, "a bitmap for a full tile", "-1 in tile_bitmaps")

@@ -66,7 +66,7 @@ def attention_mask(node: MaskedAttention, proof: str = "") -> MaskReport:
         kind=kind.name,
         parameters=kind.parameters,
         expression=node.mask.to_text(),
-        empty_row=node.mask.empty_row(node.score_dtype),
+        empty_row=node.empty_row(),
         proof=proof,
     )
 

@@ -108,6 +108,42 @@ class TableReport:
 
 
 @dataclass(frozen=True)
+class PrecisionEffect:
+    """How far one output of a model is from the original's after it was lowered.
+
+    Attributes:
+        output: name of the tensor.
+        feed: the inputs, in words, with the largest relative distance.
+        max_abs: largest absolute difference over all feeds.
+        rel_l2: largest L2 norm of the difference over the L2 norm of the original's output.
+    """
+
+    output: str
+    feed: str
+    max_abs: float
+    rel_l2: float
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """How a float32 model was lowered.
+
+    Attributes:
+        precision: "float16" or "bfloat16".
+        tool: what chose the operators.
+        lowered: number of operators that compute in it.
+        kept: number of operators that stay in float32, by reason.
+        effects: one for each output; empty where nothing was measured.
+    """
+
+    precision: str
+    tool: str
+    lowered: int
+    kept: dict[str, int]
+    effects: tuple[PrecisionEffect, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """What was found in one model and what was, or would be, done about it.
 
@@ -122,6 +158,7 @@ class Report:
         notes: assumptions and remarks a user should read.
         check: the result of `check` as JSON, None if it did not run.
         seconds: wall time per stage.
+        precision: how the model was lowered before it was optimized; None if it wasn't.
     """
 
     model: str
@@ -134,6 +171,7 @@ class Report:
     notes: tuple[str, ...] = ()
     check: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    precision: PrecisionReport | None = None
 
     @property
     def fused(self) -> int:

@@ -81,7 +81,7 @@ class AttentionNode:
 
     @property
     def symbols(self) -> tuple[Symbol, ...]:
-        """B, Sq, Sk, the widths of rows in BSHD layout, heads and head dims in BHSD."""
+        """B, Sq, Sk, widths of rows (BSHD), heads and head dims (BHSD), number of sinks."""
         symbols = [
             Symbol("B", "input", 0, (0,)),
             Symbol("Sq", "input", 0, (_length_axis(self.record.query),)),
@@ -96,6 +96,9 @@ class AttentionNode:
             if not axes:
                 raise MalformedNodeError(f"{read.name} of unknown rank", "3 or more for BSHD")
             symbols.append(Symbol(f"{read.name}_width", "input", read.number, axes))
+        position = self.record.sinks_position()
+        if position is not None:
+            symbols.append(Symbol("sinks_size", "input", position, (0,)))
         return tuple(symbols)
 
     @property
@@ -111,6 +114,8 @@ class AttentionNode:
             end = read.layout.offset + (read.heads - 1) * read.layout.head_stride + read.dim
             bounds = (end, LARGEST_DIMENSION) if width is None else (width, width)
             checks.append(Range(f"{read.name}_width", *bounds))
+        if self.record.sinks:
+            checks.append(Range("sinks_size", self.record.num_heads, self.record.num_heads))
         return tuple(checks)
 
     def _largest_sizes(self) -> dict[str, int]:
@@ -130,6 +135,20 @@ class AttentionNode:
     def strided(self) -> tuple[StridedTensor, ...]:
         """Query, key, value and output."""
         return (*(self._input(read) for read in self._reads()), self._output())
+
+    def sinks(self) -> Parameter | None:
+        """Where a kernel finds the sinks, float32 [H], if there are any.
+
+        Raises:
+            MalformedNodeError: the input is of another type.
+        """
+        position = self.record.sinks_position()
+        if position is None:
+            return None
+        dtype = self.inputs[position].dtype
+        if dtype != DataType.FLOAT:
+            raise MalformedNodeError(f"sinks of type {dtype.name}", "FLOAT")
+        return pointer("sinks", dtype, "input", position)
 
     def _reads(self) -> tuple[_Read, ...]:
         record = self.record

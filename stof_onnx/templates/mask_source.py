@@ -79,6 +79,7 @@ def mask_source(
     *,
     use_bias: bool = True,
     table: TableInput | None = None,
+    table_input: int | None = None,
 ) -> MaskSource:
     """The C++ of a mask program.
 
@@ -87,8 +88,9 @@ def mask_source(
         types: element types of the node's inputs.
         first_input: number of the input that holds the first operand.
         use_bias: False to leave the program's bias out.
-        table: the run-time table behind the operands, which keep() then reads in place of
-            what the program says.
+        table: the run-time table, which keep() then reads in place of what the program says.
+        table_input: number of the input that holds its first array; the one behind the operands
+            if None.
 
     Raises:
         MalformedNodeError: an operand's type isn't one that the program's loads can read.
@@ -99,7 +101,7 @@ def mask_source(
     # Behind a run-time table, too, keep's operands are inputs of the node: what the table was
     # made from.
     reads = [load for part in (program.keep, bias) if part is not None for load in loads(part)]
-    members = _Members(program, types, first_input, used, table)
+    members = _Members(program, types, first_input, used, table, table_input)
     keep = _Function(members)
     keep_result = keep.emit(program.keep) if table is None else keep.read_table(table)
     narrow = all(fits_int32(part, members.types) for part in parts)
@@ -148,6 +150,7 @@ class _Members:
     first_input: int
     used: set[str]
     table: TableInput | None
+    table_input: int | None
     names: dict[str, str] = field(default_factory=dict)
     types: dict[str, DataType] = field(default_factory=dict)
     operands: dict[str, Operand] = field(default_factory=dict)
@@ -172,7 +175,8 @@ class _Members:
                 (self._add_table if is_table else self._add_tensor)(operand, position)
             position += len(ARRAY_NAMES) if is_table else 1
         if self.table is not None:
-            self._add_run_time_table(self.table, position)
+            first = position if self.table_input is None else self.table_input
+            self._add_run_time_table(self.table, first)
 
     def covered(self, reads: Sequence[Load]) -> list[tuple[Symbol, str]]:
         """The axes of tensors that are read at exactly b, h, q or k, and how far these run.

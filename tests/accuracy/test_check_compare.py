@@ -233,7 +233,7 @@ def test_fixed_length_shows_in_the_notes(expansion):
     model.graph.node.insert(0, helper.make_node("Add", ["x", "zeros"], ["sum"]))
     result = check(model, model)
     assert result.passed
-    assert any("sequence 33 was used instead" in note for note in result.notes)
+    assert any("sequence 33 were used instead" in note for note in result.notes)
 
 
 # ------------------------------------------------------------------------------- numbers

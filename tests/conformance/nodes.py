@@ -99,6 +99,13 @@ class NodeCase:
     def descs(self, sizes: Sizes) -> tuple[list[TensorDesc], list[TensorDesc]]:
         return self.input_descs(sizes), self.output_descs(sizes)
 
+    @property
+    def sinks(self) -> int | None:
+        """Number of the input that holds the sinks."""
+        if not isinstance(self.record, MaskedAttention) or not self.record.sinks:
+            return None
+        return self.input_types.index(DataType.FLOAT, 3)
+
     def __str__(self) -> str:
         return self.name
 
@@ -117,6 +124,8 @@ def _attention(
     mask: MaskProgram | None = None,
     mask_types: tuple[DataType, ...] = (),
     table: TableInput | None = None,
+    softcap: float = 0.0,
+    sinks: bool = False,
 ) -> NodeCase:
     rows = {
         "query": TensorLayout("BSHD", 0, D),
@@ -135,6 +144,8 @@ def _attention(
         score_dtype="float32",
         dtype=dtype,
         table=table,
+        softcap=softcap,
+        sinks=sinks,
         **{**rows, **(layouts or {})},
     )
     record.validate()
@@ -233,6 +244,27 @@ ATTENTIONS = (
         mask=MaskProgram(keep=_DENSE, operands=(Operand("dense", "tensor", 4),)),
         mask_types=(INT8, INT32, INT32, INT32),
         table=TableInput((64, 32), by_batch=True, by_head=False),
+    ),
+    _attention("softcap", _rows, softcap=50.0),
+    _attention(
+        "sinks",
+        lambda s: (*_rows(s), (s.B, s.Sk), (H,)),
+        mask=MaskProgram(
+            keep=Load("padding", (B_INDEX, K_INDEX), "bool"),
+            operands=(Operand("padding", "tensor", 2),),
+        ),
+        mask_types=(INT8, DataType.FLOAT),
+        sinks=True,
+    ),
+    _attention(
+        "sinks_before_a_table",
+        lambda s: (*_rows(s), (s.B, 1, s.Sq, s.Sk), (H,), *_table_outputs(s.B, s.Sq, s.Sk, 64, 32)),
+        dtype="float32",
+        mask=MaskProgram(keep=_DENSE, operands=(Operand("dense", "tensor", 4),)),
+        mask_types=(INT8, DataType.FLOAT, INT32, INT32, INT32),
+        table=TableInput((64, 32), by_batch=True, by_head=False),
+        softcap=30.0,
+        sinks=True,
     ),
 )
 

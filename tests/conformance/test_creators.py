@@ -80,6 +80,27 @@ def test_an_empty_table_is_none() -> None:
     Plugin.create(node.operator, list(fields.values())).close()
 
 
+def test_zeros_are_no_softcap_and_no_sinks() -> None:
+    fields = fields_of(case("rows_half"))
+    for name, value in (("softcap", 0.0), ("sinks", 0)):
+        fields[name] = field_of(name, value)
+    Plugin.create(ATTENTION, list(fields.values())).close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [DataType.HALF, DataType.BF16, DataType.INT8, DataType.INT32], ids=str
+)
+@pytest.mark.parametrize("name", ["sinks", "sinks_before_a_table"])
+def test_a_plan_with_sinks_of_another_type_is_refused(name: str, wrong: DataType) -> None:
+    node = case(name)
+    assert node.sinks is not None
+    types = list(node.input_types)
+    types[node.sinks] = wrong
+    plan = dataclasses.replace(node.plan, input_types=tuple(types))
+    message = refusal(node.operator, fields_of(node, plan))
+    assert f"type {wrong.value} for tensor {node.sinks}, the sinks" in message
+
+
 @pytest.mark.parametrize("node", NODES, ids=str)
 def test_the_order_of_attributes_does_not_matter(node: NodeCase) -> None:
     Plugin.create(node.operator, list(fields_of(node).values())[::-1]).close()
@@ -150,6 +171,14 @@ VALUES: list[tuple[str, str, Any, str]] = [
     ("rows_half", "score_dtype", "int8", "score_dtype is 'int8', wanted float32"),
     ("rows_half", "dtype", "float64", "dtype is 'float64', wanted float32"),
     ("rows_half", "dtype", "bfloat16", "plan has type 1 for tensor 0, its attributes say 7"),
+    ("softcap", "softcap", -50.0, "softcap is -50.000000, wanted a positive number, or 0"),
+    ("rows_half", "softcap", float("inf"), "softcap is inf, wanted"),
+    ("rows_half", "softcap", float("nan"), "softcap is nan, wanted"),
+    ("sinks", "sinks", 2, "sinks is 2, wanted 0 or 1"),
+    ("sinks", "sinks", -1, "sinks is -1, wanted 0 or 1"),
+    ("rows_half", "sinks", 1, "its plan has 3 inputs and 1 outputs; wanted 4 or more"),
+    ("run_time_table", "sinks", 1, "its plan has type 2 for tensor 3, the sinks, wanted 0"),
+    ("padding_and_lengths", "sinks", 1, "its plan has type 3 for tensor 4, the sinks, wanted 0"),
     ("run_time_table", "table", [64, 32, 2, 0], "table"),
     ("run_time_table", "table", [64, 30, 1, 0], "table"),
     ("run_time_table", "table", [0, 32, 1, 0], "table"),

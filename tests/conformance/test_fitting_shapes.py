@@ -22,7 +22,7 @@ def resized(desc: TensorDesc, axis: int, size: int) -> TensorDesc:
 
 
 def near_misses(node: NodeCase) -> Iterator[tuple[list[TensorDesc], list[TensorDesc]]]:
-    """Shapes with one dimension off by one: of an output, or of query, key or value."""
+    """Shapes with one dimension off by one: of an output, of query, key or value, of sinks."""
     inputs, outputs = node.descs(AT)
     for i, desc in enumerate(outputs):
         for axis, size in enumerate(desc.dims):
@@ -35,6 +35,11 @@ def near_misses(node: NodeCase) -> Iterator[tuple[list[TensorDesc], list[TensorD
     value = inputs[2]
     axis = 2 if node.record.attributes()["value_layout"] == "BHSD" else 1
     yield [*inputs[:2], resized(value, axis, value.dims[axis] + 1), *inputs[3:]], outputs
+    if node.sinks is not None:
+        right = inputs[node.sinks]
+        near = [resized(right, 0, size) for size in (1, right.dims[0] - 1, right.dims[0] + 1)]
+        for wrong in (*near, dataclasses.replace(right, dims=(1, *right.dims))):
+            yield [*inputs[: node.sinks], wrong, *inputs[node.sinks + 1 :]], outputs
 
 
 @pytest.mark.parametrize("node", NODES, ids=str)

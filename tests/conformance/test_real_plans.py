@@ -23,7 +23,10 @@ from tests.conformance.fake_driver import FakeDriver
 from tests.conformance.launching import enqueue, expected, recorded, run
 from tests.conformance.nodes import SIZES, NodeCase, Sizes, case
 
-NODES = [case(name) for name in ("padding_and_lengths", "run_time_table", "table_by_head")]
+NODES = [
+    case(name)
+    for name in ("padding_and_lengths", "run_time_table", "table_by_head", "sinks_before_a_table")
+]
 
 
 @functools.cache

@@ -98,7 +98,8 @@ def pytorch_attention(problem: Problem) -> torch.Tensor:
     """PyTorch's result in the precision of the inputs, [B, H, Sq, Dv].
 
     A bias that the type of the query can't hold exactly would give PyTorch an error of its own
-    making; such problems go to :func:`_mixed_attention`.
+    making; such problems go to :func:`_mixed_attention`, with those of which its kernels know
+    nothing.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     query_array, mask_array, _ = problem.equivalent
@@ -107,8 +108,9 @@ def pytorch_attention(problem: Problem) -> torch.Tensor:
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     exact = to_device(mask_array)
     mask = exact.to(query.dtype)
-    if not torch.equal(mask.double(), exact):
-        return _mixed_attention(query, key, value, exact.float(), problem.scale)
+    is_exact = torch.equal(mask.double(), exact)
+    if not is_exact or problem.softcap or problem.sinks is not None:
+        return _mixed_attention(query, key, value, exact.float(), problem)
     # Zeros behind the head dim change nothing; the memory-efficient kernels want multiples of 8.
     width = value.shape[3]
     query, key, value = (pad(x, (0, -x.shape[3] % 8)) for x in (query, key, value))
@@ -119,9 +121,19 @@ def pytorch_attention(problem: Problem) -> torch.Tensor:
 
 
 def _mixed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    problem: Problem,
 ) -> torch.Tensor:
     """What fused kernels compute: scores and softmax in float32, weights in the inputs' type."""
-    scores = scale * (query.float() @ key.float().transpose(2, 3)) + mask
-    weights = torch.softmax(scores, dim=-1)
+    scores = problem.scale * (query.float() @ key.float().transpose(2, 3))
+    if problem.softcap:
+        scores = problem.softcap * torch.tanh(scores / problem.softcap)
+    logits = scores + mask
+    if problem.sinks is not None:
+        column = to_device(problem.sinks)[:, None, None].expand(*scores.shape[:3], 1)
+        logits = torch.cat([logits, column], dim=-1)
+    weights = torch.softmax(logits, dim=-1)[..., : scores.shape[-1]]
     return weights.to(value.dtype) @ value

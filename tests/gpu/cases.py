@@ -26,7 +26,7 @@ from tests.gpu.masks import (
     SETTINGS,
 )
 from tests.gpu.problem import Problem
-from tests.ir.attention_cases import PLACES, Array, Mask, Place, Sizes
+from tests.ir.attention_cases import PLACES, Array, Mask, Place, Sizes, sinks_of
 
 DTYPES = ("float16", "bfloat16", "float32")
 BFLOAT16_MIN = -(2.0**127) * (2 - 2.0**-7)
@@ -98,6 +98,8 @@ class Config:
         amplitude: queries and keys are multiplied by it.
         integers: whether they are small integers, so that scores are exact.
         known_width: whether the node knows the widths of rows.
+        softcap: c of c * tanh(score / c); 0 for none.
+        sinks: mean of the sinks; no sinks if None.
     """
 
     family: str
@@ -111,12 +113,15 @@ class Config:
     amplitude: float = 1.0
     integers: bool = False
     known_width: bool = True
+    softcap: float = 0.0
+    sinks: float | None = None
 
     def __str__(self) -> str:
         parts = [self.family, self.dtype, "x".join(map(str, self.dims))]
         parts += ["h" + "x".join(map(str, self.heads)), self.layout]
         usual = Config("")
-        for name in ("scale", "score_dtype", "amplitude", "integers", "known_width"):
+        names = ("scale", "score_dtype", "amplitude", "integers", "known_width")
+        for name in (*names, "softcap", "sinks"):
             if getattr(self, name) != getattr(usual, name):
                 parts.append(f"{name}={getattr(self, name)}")
         parts += [f"{name}={value}" for name, value in self.program]
@@ -176,6 +181,10 @@ def node_of(case: Case) -> Node:
         stored += arrays
         is_table = isinstance(held, BlockTable)
         infos += [TensorInfo(_type(x), x.shape if is_table else (None,) * x.ndim) for x in arrays]
+    sinks = None if config.sinks is None else sinks_of(config.sinks, sizes.heads, rng)
+    if sinks is not None:
+        stored.append(sinks)
+        infos.append(TensorInfo(_type(sinks), sinks.shape))
     problem = Problem(
         *tensors,
         keep=mask.keep,
@@ -185,6 +194,8 @@ def node_of(case: Case) -> Node:
         fill_is_added=record.mask.fill_mode == "add",
         score_dtype=config.score_dtype,
         nan_to_zero=record.mask.nan_to_zero,
+        softcap=config.softcap,
+        sinks=sinks,
     )
     return Node(record, tuple(np.ascontiguousarray(x) for x in stored), tuple(infos), problem)
 
@@ -219,6 +230,8 @@ def _record(config: Config, s: Sizes, mask: Mask, places: Sequence[Place]) -> Ma
         mask=mask.program,
         score_dtype=config.score_dtype,
         dtype=config.dtype,
+        softcap=config.softcap,
+        sinks=config.sinks is not None,
     )
 
 
@@ -351,6 +364,57 @@ def hiding_configs() -> Iterator[Config]:
         yield Config("hidden_lowest", dtype, (1, 4), (33, 33), program=mean)
 
 
+def softcap_configs() -> Iterator[Config]:
+    """Softcaps that bind and that hardly do, with either tanh of the kernel."""
+    for dtype in DTYPES:
+        yield Config("causal", dtype, amplitude=3.0, softcap=5.0)
+        yield Config("sliding_window", dtype, (2, 4), (128, 128), amplitude=6.0, softcap=50.0)
+        yield Config("padding_holes", dtype, softcap=1000.0)
+        yield Config("bias_by_head", dtype, (1, 2), (40, 40), softcap=2.0, amplitude=2.0)
+        yield Config("no_mask", dtype, scale=-0.5, softcap=3.0)
+
+
+def sink_configs() -> Iterator[Config]:
+    """Sinks that are beside the scores, above and below them; with them every rule for rows."""
+    for dtype in DTYPES:
+        yield Config("causal_window", dtype, (2, 4), sinks=0.0)
+        yield Config("no_mask", dtype, (1, 4), (40, 40), scale=-0.25, sinks=3.0)
+        yield Config("alibi", dtype, (2, 2), sinks=-2.0)
+        yield Config("causal", dtype, (1, 2), (256, 256), softcap=30.0, amplitude=2.0, sinks=1.0)
+        yield Config("table_by_head", dtype, (2, 1), (33, 33), sinks=40.0)
+        yield Config("few_rows", dtype, sinks=-1e30)
+
+
+def rule_configs() -> Iterator[Config]:
+    """Rows that see no key with a sink: one that takes all, and one as low as the fill."""
+    rules = (
+        (-math.inf, "replace", 0.0),
+        (FLOAT32_MIN, "replace", 0.0),
+        (FLOAT32_MIN, "replace", FLOAT32_MIN),
+        (FLOAT32_MIN, "add", FLOAT32_MIN),
+        (-1e4, "add", -1e4),
+        (-1e4, "add", 0.0),
+        (FLOAT32_MIN, "replace", -math.inf),
+        (-math.inf, "replace", -math.inf),
+    )
+    families = ("few_rows", "padding_everything", "hidden_lowest")
+    for number, ((fill, mode, sinks), family) in enumerate(itertools.product(rules, families)):
+        yield Config(
+            family,
+            DTYPES[number % len(DTYPES)],
+            (1, 2 + number % 2),
+            scale=0.5,
+            program=_program(fill=fill, fill_mode=mode, nan_to_zero=number % 4 == 1),
+            integers=True,
+            softcap=4.0 * (number % 5 == 2),
+            sinks=sinks,
+        )
+    lowest = {"float16": FLOAT16_MIN, "bfloat16": BFLOAT16_MIN}
+    for (dtype, fill), mode in itertools.product(lowest.items(), ("replace", "add")):
+        config = Config("few_rows", dtype, score_dtype=dtype, scale=0.5, integers=True)
+        yield replace(config, program=_program(fill=fill, fill_mode=mode), sinks=fill)
+
+
 def _long_cases() -> Iterator[Case]:
     """More tiles of keys than a block has threads: its list of tiles is filled more than once."""
     mean = _program(fill=FLOAT32_MIN)
@@ -360,6 +424,8 @@ def _long_cases() -> Iterator[Case]:
     for family in ("hidden_lowest", "padding_everything"):
         yield Case(Config(family, heads=(1, 1), dims=(32, 32), program=mean), (2, 70, 8300))
     yield Case(Config("distance_bias", "float32", (1, 1), (32, 32)), (1, 70, 16500))
+    capped = Config("causal_end", heads=(1, 2), dims=(32, 32), softcap=3.0, amplitude=2.0)
+    yield Case(replace(capped, sinks=5.0), (1, 70, 8300))
 
 
 def _setting_cases() -> Iterator[Case]:
@@ -374,6 +440,9 @@ CASES: tuple[Case, ...] = (
     *_empty_row_cases(),
     *_number_cases(),
     *(Case(config, (2, 65, 130)) for config in hiding_configs()),
+    *(Case(config, (2, 130, 200)) for config in softcap_configs()),
+    *(Case(config, (2, 130, 200)) for config in sink_configs()),
+    *(Case(config, (2, 65, 130)) for config in rule_configs()),
     *_long_cases(),
     *_setting_cases(),
 )

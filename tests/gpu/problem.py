@@ -42,6 +42,8 @@ class Problem:
         fill_is_added: whether it is added to the score, not written over it.
         score_dtype: type in which the graph holds scores.
         nan_to_zero: whether a row whose weights are NaN yields 0.
+        softcap: c of c * tanh(score / c); 0 for none.
+        sinks: float32 [H], if there are any.
     """
 
     query: Array
@@ -54,13 +56,22 @@ class Problem:
     fill_is_added: bool
     score_dtype: str
     nan_to_zero: bool
+    softcap: float = 0.0
+    sinks: Array | None = None
 
     @cached_property
-    def scores(self) -> Array:
+    def _scaled(self) -> Array:
         """scale * Q K^T in float64, [B, H, Sq, Sk]."""
         query, key = self.query.astype(np.float64), self.key.astype(np.float64)
         key = np.repeat(key, query.shape[1] // key.shape[1], axis=1)
-        return self.scale * (query @ key.swapaxes(2, 3))
+        return np.asarray(self.scale * (query @ key.swapaxes(2, 3)))
+
+    @cached_property
+    def scores(self) -> Array:
+        """scale * Q K^T, capped, in float64, [B, H, Sq, Sk]."""
+        if not self.softcap:
+            return self._scaled
+        return np.asarray(self.softcap * np.tanh(self._scaled / self.softcap))
 
     @cached_property
     def kept(self) -> Array:
@@ -76,7 +87,11 @@ class Problem:
     def logits(self) -> Array:
         """What the graph takes the softmax of, step by step in its own type, [B, H, Sq, Sk]."""
         with np.errstate(over="ignore"):
-            scores = self._rounded(self._rounded(self.scores) + self._rounded(self._dense_bias))
+            scores = self._rounded(self._scaled)
+            if self.softcap:
+                tanh = self._rounded(np.tanh(self._rounded(scores / self.softcap)))
+                scores = self._rounded(self.softcap * tanh)
+            scores = self._rounded(scores + self._rounded(self._dense_bias))
             fill = self._rounded(np.float64(self.fill))
             filled = self._rounded(scores + fill) if self.fill_is_added else fill
         return np.where(self.kept, scores, filled)
@@ -111,6 +126,8 @@ class Problem:
             np.where(weighs, self.added, 0.0),
             scale=self.scale,
             empty_row="zero" if self.nan_to_zero else "nan",
+            softcap=self.softcap,
+            sinks=self.sinks,
         )
 
     @cached_property
@@ -121,7 +138,9 @@ class Problem:
         # Where everything is hidden alike, its own rounding has made the weights.
         fixed = rows & ~self.seen
         logits = np.where(fixed, self.logits, 0.0)
-        mask = np.where(fixed, logits - logits.max(axis=3, keepdims=True), self.added)
+        # A sink is compared with them; without one they may be moved to where types are precise.
+        highest = 0.0 if self.sinks is not None else logits.max(axis=3, keepdims=True)
+        mask = np.where(fixed, logits - highest, self.added)
         mask = np.where(rows, mask, 0.0)
         query = np.where(fixed | ~rows, 0, self.query.astype(np.float64))
         return Equivalent(query.astype(self.query.dtype), mask, rows[..., 0])

@@ -25,6 +25,9 @@ from tests.gpu.cases import (
     hiding_configs,
     node_of,
     node_of_config,
+    rule_configs,
+    sink_configs,
+    softcap_configs,
 )
 from tests.gpu.masks import ALL_FAMILIES, FAMILIES, SETTINGS, Family
 from tests.gpu.problem import Problem
@@ -84,9 +87,16 @@ def _softmax_attention(problem: Problem) -> np.ndarray:
     key, value = (
         np.repeat(x.astype(np.float64), groups, axis=1) for x in (problem.key, problem.value)
     )
-    scores = problem.scale * (query.astype(np.float64) @ key.swapaxes(2, 3)) + mask
-    weights = np.exp(scores - scores.max(axis=3, keepdims=True))
-    return weights / weights.sum(axis=3, keepdims=True) @ value
+    scores = problem.scale * (query.astype(np.float64) @ key.swapaxes(2, 3))
+    if problem.softcap:
+        scores = problem.softcap * np.tanh(scores / problem.softcap)
+    logits = scores + mask
+    if problem.sinks is not None:
+        column = np.broadcast_to(problem.sinks[:, None, None], (*logits.shape[:3], 1))
+        logits = np.concatenate([logits, column], axis=3)
+    weights = np.exp(logits - logits.max(axis=3, keepdims=True))
+    weights /= weights.sum(axis=3, keepdims=True)
+    return weights[..., : scores.shape[3]] @ value
 
 
 @pytest.mark.parametrize(
@@ -94,6 +104,8 @@ def _softmax_attention(problem: Problem) -> np.ndarray:
     [
         *(Config(family) for family in ALL_FAMILIES),
         *{case.config: 0 for case in CASES if case.config.program},
+        *softcap_configs(),
+        *sink_configs(),
     ],
     ids=str,
 )
@@ -105,14 +117,17 @@ def test_dense_equivalent_is_the_same_attention(config: Config) -> None:
     np.testing.assert_allclose(_softmax_attention(problem)[rows], wanted[rows], atol=1e-9)
     assert not np.isnan(wanted[rows]).any()
     special = wanted[~rows]
-    assert (np.isnan(special) if not problem.nan_to_zero else special == 0).all()
+    has_sinks = problem.sinks is not None and np.isfinite(problem.sinks).all()
+    assert (special == 0 if problem.nan_to_zero or has_sinks else np.isnan(special)).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 21, 34), (2, 34, 21)], ids=str)
 @pytest.mark.parametrize(
-    "config", [config for config in hiding_configs() if config.dtype == "float32"], ids=str
+    "config",
+    [config for config in (*hiding_configs(), *rule_configs()) if config.dtype == "float32"],
+    ids=str,
 )
-def test_onnx_runtime_agrees_where_a_bias_hides(
+def test_onnx_runtime_agrees_where_nothing_is_seen(
     config: Config, shape: tuple[int, int, int]
 ) -> None:
     """The expanded node, in the graph's own operators and type."""

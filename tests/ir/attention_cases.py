@@ -388,6 +388,9 @@ class Case:
     program: dict[str, Any] = field(default_factory=dict)
     scale: float = 0.375
     seed: int = 0
+    softcap: float = 0.0
+    sinks: float | None = None
+    """Mean of the sinks; no sinks if None."""
 
     def __str__(self) -> str:
         return f"{self.mask}-{'x'.join(map(str, self.sizes))}"
@@ -430,6 +433,8 @@ def node_of(case: Case) -> Node:
         mask=replace(mask.program, **case.program),
         score_dtype=case.score_dtype,
         dtype=case.dtype,
+        softcap=case.softcap,
+        sinks=case.sinks is not None,
     )
     inputs = [
         (name, place.store(x))
@@ -443,18 +448,29 @@ def node_of(case: Case) -> Node:
             inputs += arrays.items()
         else:
             inputs.append((operand.name, held))
+    sinks = None if case.sinks is None else sinks_of(case.sinks, s.heads, rng)
+    if sinks is not None:
+        inputs.append(("sinks", sinks))
     wanted = attention(
         *tensors,
         mask.keep,
         mask.bias,
         scale=case.scale,
         empty_row=record.mask.empty_row(case.score_dtype),
+        fill=record.mask.fill,
+        softcap=case.softcap,
+        sinks=sinks,
     )
     if case.output[0] == "BSHD":
         wanted = wanted.transpose(0, 2, 1, 3)
     if case.output[1] == 3:
         wanted = wanted.reshape(s.batch, s.queries, -1)
     return Node(record, inputs, constants, wanted)
+
+
+def sinks_of(mean: float, heads: int, rng: np.random.Generator) -> Array:
+    """Sinks around a number, one for each query head."""
+    return np.asarray(mean + 2 * rng.standard_normal(heads), np.float32)
 
 
 def model_of(node: Node, *, opset: int = 17, **attributes: Any) -> onnx.ModelProto:

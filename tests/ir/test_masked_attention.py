@@ -249,6 +249,8 @@ def cases(draw: st.DrawFn) -> Case:
         {"fill": fill, "fill_mode": mode, "nan_to_zero": draw(st.booleans())},
         draw(st.sampled_from([0.125, 0.5, 1.0, -0.25])),
         draw(st.integers(0, 2**16)),
+        draw(st.sampled_from([0.0, 0.0, 1.5, 30.0])),
+        draw(st.sampled_from([None, None, 1.0, -3e4])),
     )
 
 

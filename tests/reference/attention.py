@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +31,8 @@ def attention(
     scale: float | None = None,
     empty_row: EmptyRow = "nan",
     fill: float = -math.inf,
+    softcap: float = 0.0,
+    sinks: ArrayLike | None = None,
 ) -> FloatArray:
     """Compute softmax(scale * q.k + bias, over the kept keys) . v, row by row.
 
@@ -46,6 +48,12 @@ def attention(
             of them and cancels, so that the last is the softmax without a mask.
         fill: what is added to the score of a key that is not kept, in rows that keep another. The
             default leaves such keys out; -1e4 or less does the same in fp64, but -10 does not.
+        softcap: c of c * tanh(score / c), which the scaled score becomes before the bias (Gemma 2,
+            arXiv 2408.00118, section 2); none if 0.
+        sinks: [H], a logit for each query head that has a weight in its rows' softmax, but no
+            value (gpt-oss, arXiv 2508.10925, section 2). A query that sees no key has all its
+            weight there, as far as its keys' logits are lower: -inf ("nan", "zero"), ``fill``
+            ("mean") or score + ``fill`` ("softmax").
 
     Returns:
         [B, H, Sq, Dv] in fp64.
@@ -53,6 +61,8 @@ def attention(
     Raises:
         ValueError: the shapes do not fit, or ``empty_row`` is unknown.
     """
+    if empty_row not in get_args(EmptyRow):
+        raise ValueError(f'empty_row is {empty_row!r}; use "nan", "zero", "mean" or "softmax"')
     query, key, value = (np.asarray(x, np.float64) for x in (q, k, v))
     _check_shapes(query, key, value)
     batch, heads, query_length, head_dim = query.shape
@@ -62,10 +72,17 @@ def attention(
     added = np.broadcast_to(np.asarray(0.0 if bias is None else bias, np.float64), scores_shape)
     factor = 1.0 / math.sqrt(head_dim) if scale is None else scale
 
+    logits = np.full(heads, -math.inf) if sinks is None else np.asarray(sinks, np.float64)
+    if logits.shape != (heads,):
+        raise ValueError(f"sinks {logits.shape}: must be [{heads}], one for each query head")
+
     output = np.empty((batch, heads, query_length, value.shape[3]))
     for b, h, row in np.ndindex(batch, heads, query_length):
-        scores = factor * (key[b, h // group] @ query[b, h, row]) + added[b, h, row]
-        weights = _row_weights(scores, kept[b, h, row], empty_row, fill)
+        scores = factor * (key[b, h // group] @ query[b, h, row])
+        if softcap:
+            scores = softcap * np.tanh(scores / softcap)
+        scores = scores + added[b, h, row]
+        weights = _row_weights(scores, kept[b, h, row], empty_row, fill, logits[h])
         output[b, h, row] = weights @ value[b, h // group]
     return output
 
@@ -81,24 +98,33 @@ def _check_shapes(query: FloatArray, key: FloatArray, value: FloatArray) -> None
         raise ValueError(f"{shapes}: query heads must be a multiple of key/value heads")
 
 
-def _row_weights(scores: FloatArray, kept: BoolArray, empty_row: str, fill: float) -> FloatArray:
-    """Return the weights [Sk] of one query."""
+def _row_weights(
+    scores: FloatArray, kept: BoolArray, empty_row: str, fill: float, sink: float
+) -> FloatArray:
+    """Return the weights [Sk] of one query; a sink of -inf is none."""
     if kept.any():
-        return _softmax(np.where(kept, scores, scores + fill))
+        return _softmax(np.where(kept, scores, scores + fill), sink)
+    if sink > -math.inf:
+        empty = {
+            "nan": np.full_like(scores, -math.inf),
+            "zero": np.full_like(scores, -math.inf),
+            "mean": np.full_like(scores, fill),
+            "softmax": scores + fill,
+        }
+        return _softmax(empty[empty_row], sink)
     if empty_row == "nan":
         return np.full_like(scores, np.nan)
     if empty_row == "zero":
         return np.zeros_like(scores)
     if empty_row == "mean":
         return np.full_like(scores, 1.0 / scores.size)
-    if empty_row == "softmax":
-        return _softmax(scores)
-    raise ValueError(f'empty_row is {empty_row!r}; use "nan", "zero", "mean" or "softmax"')
+    return _softmax(scores)
 
 
-def _softmax(scores: FloatArray) -> FloatArray:
-    exponentials = np.exp(scores - scores.max())
-    return np.asarray(exponentials / exponentials.sum())
+def _softmax(scores: FloatArray, sink: float = -math.inf) -> FloatArray:
+    highest = scores.max(initial=sink)
+    exponentials = np.exp(scores - highest)
+    return np.asarray(exponentials / (exponentials.sum() + np.exp(sink - highest)))
 
 
 def causal_keep(query_length: int, key_length: int, *, query_offset: int = 0) -> BoolArray:

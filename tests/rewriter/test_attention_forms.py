@@ -24,6 +24,7 @@ from tests.rewriter.running import (
     run,
 )
 
+LOWEST = float(np.finfo(np.float32).min)
 PADDING = Mask((Term("padding"),))
 CAUSAL = Mask((Term("causal"),))
 CAUSAL_AT_END = Mask((Term("causal", style="end"),))
@@ -165,6 +166,10 @@ def cast_guard(to: str):
     return hook
 
 
+def limited_by_itself(g: Graph, scores: Value) -> Value:
+    return g.op("Max", scores, g.op("Mul", scores, g.const(0.5)))
+
+
 def pick(axis: int, *indices: int):
     return lambda g, x: g.op("Gather", x, g.ints(*indices), axis=axis)
 
@@ -230,6 +235,13 @@ FORMS = [
     form("a number subtracted", "bias", hooks={"scores": binary("Sub", SELF, 1.0)}),
     form("mask subtracted", "padding", hooks={"scores": subtracted_padding}),
     form("bias, then scaled", "bias", masks=(Bias("input"),), hooks={"masked": mul(0.5)}),
+    form("limited from below", "padding", masks=(PADDING,),
+         hooks={"masked": binary("Max", SELF, -1e30)}),
+    form("two masks, limited from below", "causal+padding", masks=(CAUSAL, PADDING),
+         hooks={"masked": binary("Max", SELF, LOWEST)}),
+    form("written, then added", "causal+padding",
+         masks=(Mask((Term("causal"),), "keep", LOWEST), PADDING)),
+    form("two masks added", "causal+padding", masks=(CAUSAL, PADDING)),
     form("softcap", hooks={"scores": softcap}),
     form("softcap, then masked", "causal", masks=(CAUSAL,), hooks={"scores": softcap}),
     form("sinks", "causal", masks=(CAUSAL,),
@@ -353,7 +365,12 @@ NEAR_MISSES = [
     miss("subtracted from a number", "Sub", "depends on the scores",
          hooks={"scores": binary("Sub", 1.0, SELF)}),
     miss("negated", "Neg", "Neg", hooks={"scores": apply("Neg")}),
-    miss("clipped", "Max", "Max", masks=(PADDING,), hooks={"masked": binary("Max", SELF, -1e30)}),
+    miss("limited by a number that scores reach", "Max", "from below by -5", masks=(PADDING,),
+         hooks={"masked": binary("Max", SELF, -5.0)}),
+    miss("limited by the scores", "Max", "not one number", hooks={"scores": limited_by_itself}),
+    miss("limited before a bias", "Max", "limited from below", masks=(PADDING, Bias("input")),
+         hooks={"masked": binary("Max", SELF, -1e30)}),
+    miss("limited from above", "Min", "Min", hooks={"scores": binary("Min", SELF, 1e30)}),
     miss("sinks made of the scores", "Concat", "used elsewhere",
          hooks={"masked": with_sink, "weights": cut(-1, 0, -1)}),
     miss("sinks for each query", "Concat", "more than the head",
@@ -385,8 +402,6 @@ NEAR_MISSES = [
     miss("masked by its own scores", "Where", "used elsewhere", hooks={"scores": masked_by_itself}),
     miss("written with two numbers", "Where", "overwritten by",
          masks=(Mask((Term("causal"),), "keep", -1e9), Mask((Term("padding"),), "keep", -1e30))),
-    miss("a mask added to written scores", "Add", "added after",
-         masks=(Mask((Term("causal"),), "keep"), PADDING)),
     miss("a bias added to written scores", "Add", "added after",
          masks=(Mask((Term("causal"),), "keep"), Bias("input"))),
     # operands that don't belong together

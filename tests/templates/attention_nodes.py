@@ -39,11 +39,17 @@ PADDING = Load("padding", (b, k), "bool")
 
 @dataclass(frozen=True)
 class MaskForm:
-    """A mask and the types of its operands."""
+    """A mask and the types of its operands; softcap and sinks that are beside it.
+
+    Attributes:
+        operands: what the inputs behind query, key and value are, sinks and table included.
+    """
 
     program: MaskProgram
     operands: tuple[TensorInfo, ...] = ()
     table: TableInput | None = None
+    softcap: float = 0.0
+    sinks: bool = False
 
 
 def vector(name: str, rank: int = 2) -> Operand:
@@ -64,6 +70,7 @@ _INT8 = TensorInfo(DataType.INT8, (None, None))
 _INT64 = TensorInfo(DataType.INT64, (None, None))
 _HALF = TensorInfo(DataType.HALF, (None, None, None, None))
 _ARRAYS = (TensorInfo(DataType.INT32, (None,)),) * 5
+_SINKS = TensorInfo(DataType.FLOAT, (4,))
 _RUN_TIME = (TensorInfo(DataType.INT32, (None, None, None)),) * 3
 
 MASKS: dict[str, MaskForm] = {
@@ -118,6 +125,19 @@ MASKS: dict[str, MaskForm] = {
             and_(CAUSAL, PADDING), fill=-10000.0, fill_mode="add", operands=(vector("padding"),)
         ),
         (_INT8,),
+    ),
+    "softcap": MaskForm(MaskProgram(CAUSAL), softcap=50.0),
+    "sinks": MaskForm(
+        MaskProgram(and_(CAUSAL, PADDING), fill=FLOAT32_MIN, operands=(vector("padding"),)),
+        (_INT8, _SINKS),
+        sinks=True,
+    ),
+    "softcap, sinks, run-time table": MaskForm(
+        MaskProgram(PADDING, operands=(vector("padding"),), nan_to_zero=True),
+        (_INT8, _SINKS, *_RUN_TIME),
+        TableInput((64, 64), True, False),
+        softcap=1000.0,
+        sinks=True,
     ),
 }  # fmt: skip
 
@@ -177,6 +197,8 @@ def attention_node(
         score_dtype=dtype,
         dtype=dtype,
         table=form.table,
+        softcap=form.softcap,
+        sinks=form.sinks,
     )
     widths = (heads * head_dim, kv_heads * head_dim, kv_heads * value_dim)
     reads = (TensorInfo(ELEMENT_TYPES[dtype], (None, None, width)) for width in widths)

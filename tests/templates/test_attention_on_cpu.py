@@ -20,7 +20,17 @@ from stof_onnx.ir.operators.tensor_info import TensorInfo
 from stof_onnx.ir.plan import DataType
 from stof_onnx.templates.attention_node import AttentionNode
 from stof_onnx.templates.masked_attention_mma import Parameters
-from tests.gpu.cases import DTYPES, Case, Config, Node, hiding_configs, node_of
+from tests.gpu.cases import (
+    DTYPES,
+    Case,
+    Config,
+    Node,
+    hiding_configs,
+    node_of,
+    rule_configs,
+    sink_configs,
+    softcap_configs,
+)
 from tests.gpu.masks import FLOAT32_MIN
 from tests.ir.attention_cases import Array
 from tests.ir.mask_tables import expected
@@ -122,10 +132,31 @@ def _rows_without_keys() -> Iterable[Run]:
         yield _run("few_rows", dtype, (16, 16), (1, 21, 41), **config)
 
 
+def _softcap_and_sinks() -> Iterable[Run]:
+    for configs in (list(softcap_configs()), list(sink_configs())):
+        kinds = len(configs) // len(DTYPES)
+        for number in range(kinds):  # each in one of the types
+            config = configs[number % len(DTYPES) * kinds + number]
+            small = replace(config, dims=(16, 16), heads=(1, 2 + number % 2))
+            yield Run(Case(small, (1, 37, 70)), TILES[number % 5])
+    # Behind the sinks come a table's arrays; and a list of tiles that is filled again.
+    yield _run("dense_bool", "float16", (32, 32), (2, 70, 41), table=(64, 64), sinks=0.0)
+    yield _run("causal_end", "float32", (16, 16), (1, 33, 600), softcap=3.0, sinks=2.0)
+
+
+def _rows_for_sinks() -> Iterable[Run]:
+    for number, config in enumerate(rule_configs()):
+        if config.family == "padding_everything":
+            continue
+        yield Run(Case(replace(config, dims=(16, 16)), (2, 21, 41)), TILES[number % 5])
+
+
 GROUPS = {
     "covering": tuple(_covering()),
     "numbers": tuple(_numbers()),
     "rows without keys": tuple(_rows_without_keys()),
+    "softcap and sinks": tuple(_softcap_and_sinks()),
+    "rows for sinks": tuple(_rows_for_sinks()),
 }
 RUNS = [(group, run) for group, runs in GROUPS.items() for run in runs]
 
@@ -207,33 +238,36 @@ def test_the_kernel_computes_what_the_oracle_does(
 
 # Every rule for rows without keys, without a bias and with one.
 _RULES = [
-    run
-    for run in GROUPS["rows without keys"]
+    (group, run)
+    for group in ("rows without keys", "rows for sinks")
+    for run in GROUPS[group]
     if run.case.config.family in ("few_rows", "hidden_lowest", "hidden_infinite")
 ]
 
 
-@pytest.mark.parametrize("run", _RULES, ids=str)
-def test_no_keys_at_all_yield_zeros(run: Run, kernels: dict[str, AttentionOnCpu]) -> None:
+@pytest.mark.parametrize(("group", "run"), _RULES, ids=str)
+def test_no_keys_at_all_yield_zeros(
+    group: str, run: Run, kernels: dict[str, AttentionOnCpu]
+) -> None:
     batch, queries, _ = run.case.shape
     run = run._replace(case=Case(run.case.config, (batch, queries, 0)))
-    output = launch(kernels["rows without keys"], run, late=True)
+    output = launch(kernels[group], run, late=True)
     assert (output == 0).all()
 
 
-@pytest.mark.parametrize("run", _RULES, ids=str)
+@pytest.mark.parametrize(("group", "run"), _RULES, ids=str)
 def test_a_row_of_nan_isn_t_one_that_sees_nothing(
-    run: Run, kernels: dict[str, AttentionOnCpu]
+    group: str, run: Run, kernels: dict[str, AttentionOnCpu]
 ) -> None:
     node, row = node_of_run(run), run.case.shape[1] - 1
     assert node.problem.kept[:, :, row].any()
     query = node.inputs[0].copy()
     query[:, row] = np.nan
     shape = output_shape(node.record, node.problem.wanted.shape)
-    output = kernels["rows without keys"].run(setting_of(run), (query, *node.inputs[1:]), shape)
+    output = kernels[group].run(setting_of(run), (query, *node.inputs[1:]), shape)
     got = heads_first(node.record, output)
     is_zero = node.record.mask.nan_to_zero
     assert (got[:, :, row] == 0).all() if is_zero else np.isnan(got[:, :, row]).all()
     # The other rows are as they were.
-    wanted = launch(kernels["rows without keys"], run)
+    wanted = launch(kernels[group], run)
     np.testing.assert_array_equal(got[:, :, :row], heads_first(node.record, wanted)[:, :, :row])

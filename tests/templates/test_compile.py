@@ -185,6 +185,17 @@ def test_key_and_value_dims_may_differ():
         assert opcode_counts(done.image)["LDSM"] > 0
 
 
+def test_a_softcap_costs_two_special_functions_a_score_and_nothing_where_there_is_none():
+    nodes = [attention_node(mask) for mask in ("causal", "softcap")]
+    jobs = [compile_job(template.source(node, template.Parameters()), "sm_90") for node in nodes]
+    plain, capped = (
+        opcode_counts(done.image)["MUFU"] for done in compile_kernels(jobs, cache=None)
+    )
+    scores = 64 * 64 // 128  # of a tile, a thread
+    assert scores < plain < 2 * scores
+    assert plain + 2 * scores <= capped < plain + 3 * scores
+
+
 def test_a_negative_scale_compiles():
     node = attention_node()
     node = replace(node, record=replace(node.record, scale=-0.5))

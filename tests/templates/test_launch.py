@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
-from stof_onnx.ir.errors import InputError
+from stof_onnx.ir.errors import InputError, MalformedNodeError
 from stof_onnx.ir.operators.masked_attention import MaskedAttention, TensorLayout
 from stof_onnx.ir.operators.tensor_info import TensorInfo
 from stof_onnx.ir.plan import (
     Bucket,
+    DataType,
     Int32,
     Int64,
     Kernel,
@@ -142,6 +144,52 @@ def test_operands_are_the_inputs_behind_the_first_three():
     assert places == list(range(9))
     names = arguments_of(attention_node("padding"), *shapes_of(2, 9, 11), (2, 13))
     assert (names["operand0_size0"].value, names["operand0_size1"].value) == (2, 13)
+
+
+CAPPED_WITH_SINKS = "softcap, sinks, run-time table"
+TABLE_SHAPES = ((2, 1, 2), (2, 1, 1), (2, 1, 1, 128))
+
+
+def test_sinks_are_the_input_between_operands_and_table():
+    node = attention_node(CAPPED_WITH_SINKS)
+    names = arguments_of(node, *shapes_of(2, 9, 11), (2, 11), (4,), *TABLE_SHAPES)
+    arrays = ("sinks", "table_tile_counts", "table_tile_columns", "table_bitmaps")
+    assert [(names[name].kind, names[name].tensor) for name in arrays] == [
+        ("input", position) for position in (4, 5, 6, 7)
+    ]
+    assert names["sinks"].alignment == 4
+    assert "sinks" not in arguments_of(attention_node("run-time table"), *shapes_of(2, 9, 11))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 8])
+def test_there_is_a_sink_for_each_query_head(size):
+    node = attention_node("sinks")
+    assert launch_of(node, *shapes_of(2, 9, 11), (2, 11), (4,)) is not None
+    with pytest.raises(InputError, match=f"sinks_size = {size}"):
+        launch_of(node, *shapes_of(2, 9, 11), (2, 11), (size,))
+
+
+@pytest.mark.parametrize("dtype", [DataType.HALF, DataType.BF16, DataType.INT32])
+def test_sinks_of_another_type_are_refused(dtype):
+    node = attention_node("sinks")
+    node = replace(node, inputs=(*node.inputs[:-1], TensorInfo(dtype, (4,))))
+    with pytest.raises(MalformedNodeError, match=f"sinks of type {dtype.name}; wanted FLOAT"):
+        template.source(node, Parameters())
+
+
+@pytest.mark.parametrize(
+    ("mask", "constants"),
+    [
+        ("causal", ("kSoftcap = 0x0.0p+0f", "kHasSinks = false")),
+        ("softcap", ("kSoftcap = 0x1.9000000000000p+5f", "kHasSinks = false")),
+        ("sinks", ("kSoftcap = 0x0.0p+0f", "kHasSinks = true", "kFill = ", "kEmptyBelow = ")),
+        (CAPPED_WITH_SINKS, ("kSoftcap = 0x1.f400000000000p+9f", "kHasSinks = true")),
+    ],
+)
+def test_softcap_and_sinks_are_known_when_compiling(mask, constants):
+    source = template.source(attention_node(mask, "float32"), Parameters(16, 16))
+    assert all(constant in source for constant in constants)
+    assert ("kFill" in source) == (mask == "sinks")  # the other fills are infinite
 
 
 def shapes_of(batch, queries, keys):

@@ -14,6 +14,7 @@ from stof_onnx.rewriter.attention.context import ChainContext
 from stof_onnx.rewriter.attention.score_steps import (
     add_mask,
     cast,
+    floor,
     max_shift,
     scale,
     softcap,
@@ -30,6 +31,7 @@ SCORE_STEPS: tuple[Callable[[ChainContext, Node], Tensor | None], ...] = (
     softcap.step,
     max_shift.step,
     subtract_mask.step,
+    floor.step,
     add_mask.step,
     where_mask.step,
 )

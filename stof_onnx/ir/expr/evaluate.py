@@ -55,7 +55,10 @@ def evaluate(
         with np.errstate(over="ignore", invalid="ignore"):
             return OPS[node.name].numpy(*(value(arg) for arg in node.args))
 
-    return value(expr)
+    result = value(expr)
+    # The closures form a cycle that would keep every intermediate array alive.
+    memo.clear()
+    return result
 
 
 _REBUILD: dict[str, Callable[..., Expr]] = {

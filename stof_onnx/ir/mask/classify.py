@@ -7,18 +7,41 @@ in ``families`` and one line in :data:`FAMILIES` (see docs/masks.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from stof_onnx.ir.expr import Expr
-from stof_onnx.ir.mask.families import band, dense, padding, table
-from stof_onnx.ir.mask.families.family import FamilyMatch
-from stof_onnx.ir.mask.program import MaskProgram, conjunction
+import numpy as np
+import numpy.typing as npt
 
-FAMILIES: tuple[Callable[[tuple[Expr, ...], MaskProgram], FamilyMatch | None], ...] = (
+from stof_onnx.ir.mask.factored import factored_terms
+from stof_onnx.ir.mask.families import (
+    alibi,
+    band,
+    chunked,
+    dense,
+    document,
+    longformer,
+    padding,
+    prefix,
+    strided,
+    table,
+)
+from stof_onnx.ir.mask.families.family import FamilyMatch, MaskFacts, Parameters, Terms
+from stof_onnx.ir.mask.program import MaskProgram
+
+if TYPE_CHECKING:
+    from stof_onnx.ir.block_table import BlockTable
+
+FAMILIES: tuple[Callable[[Terms, MaskFacts], FamilyMatch | None], ...] = (
     band.match,
+    prefix.match,
+    chunked.match,
+    strided.match,
+    longformer.match,
     table.match,
     dense.match,
+    document.match,
     padding.match,
 )
 
@@ -28,20 +51,32 @@ class MaskKind:
     """Name and parameters of a mask, e.g. "causal+padding"."""
 
     name: str
-    parameters: dict[str, int | float | str]
+    parameters: Parameters
 
 
-def classify(program: MaskProgram) -> MaskKind:
+def classify(
+    program: MaskProgram,
+    tables: Mapping[str, npt.NDArray[np.bool_] | BlockTable] | None = None,
+    lengths: tuple[int, int] | None = None,
+) -> MaskKind:
     """The families of a program, in the order of :data:`FAMILIES`.
 
     Terms that no family takes make the mask "arbitrary"; a program without terms is
-    "none", with a bias "bias".
+    "none"; a bias adds "alibi" or "bias".
+
+    Args:
+        program: to name.
+        tables: the constant tables it loads, by operand name: bool [G, Sq, Sk] or block
+            tables. Structure is found in those that are given; others are "arbitrary".
+        lengths: (Sq, Sk) where both are constants of the model, so that a number in the
+            program may stand for their difference.
     """
-    terms = conjunction(program.keep)
+    facts = MaskFacts(program, tables or {}, None if lengths is None else lengths[1] - lengths[0])
+    terms = factored_terms(program.keep)
     names: list[str] = []
-    parameters: dict[str, int | float | str] = {}
+    parameters: Parameters = {}
     for family in FAMILIES:
-        found = family(terms, program)
+        found = family(terms, facts)
         if found is None:
             continue
         names.append(found.name)
@@ -50,5 +85,5 @@ def classify(program: MaskProgram) -> MaskKind:
     if terms and "arbitrary" not in names:
         names.insert(0, "arbitrary")
     if program.bias is not None:
-        names.append("bias")
+        names.append("alibi" if alibi.is_alibi(program.bias) else "bias")
     return MaskKind("+".join(names) or "none", parameters)

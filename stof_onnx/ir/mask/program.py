@@ -29,7 +29,7 @@ from stof_onnx.ir.expr import (
     to_json,
     to_text,
 )
-from stof_onnx.ir.expr.build import TRUE
+from stof_onnx.ir.expr.build import FALSE, TRUE
 from stof_onnx.ir.expr.ops import Array
 
 FORMAT_VERSION = 1
@@ -88,6 +88,8 @@ class MaskProgram:
         fill_mode: how the fill meets the score.
         nan_to_zero: NaN probabilities become 0, as PyTorch's exporters write it.
         operands: the run-time vectors and constant tables that are loaded.
+        again: of the pairs that aren't kept, those to which the fill is added a second time, as
+            where two masks are added one after the other; it matters in rows without a key.
     """
 
     keep: Expr = TRUE
@@ -96,6 +98,7 @@ class MaskProgram:
     fill_mode: FillMode = "replace"
     nan_to_zero: bool = False
     operands: tuple[Operand, ...] = ()
+    again: Expr = FALSE
 
     @property
     def is_empty(self) -> bool:
@@ -116,6 +119,8 @@ class MaskProgram:
         """
         if overflows(self.fill, score_dtype):
             return "zero" if self.nan_to_zero else "nan"
+        if self.again != FALSE:
+            return "softmax"
         if self.fill_mode == "replace" or swallows_scores(self.fill, score_dtype):
             return "mean"
         return "softmax"
@@ -151,7 +156,7 @@ class MaskProgram:
 
     def to_json(self) -> str:
         """Canonical JSON text, the value of a stof node's `mask` attribute."""
-        data = {
+        data: dict[str, Any] = {
             "version": FORMAT_VERSION,
             "keep": to_json(self.keep),
             "bias": None if self.bias is None else to_json(self.bias),
@@ -169,6 +174,8 @@ class MaskProgram:
                 for o in self.operands
             ],
         }
+        if self.again != FALSE:
+            data["again"] = to_json(self.again)
         return json.dumps(data, separators=(",", ":"), sort_keys=True)
 
     @staticmethod
@@ -197,6 +204,7 @@ class MaskProgram:
                 fill_mode=data["fill_mode"],
                 nan_to_zero=bool(data["nan_to_zero"]),
                 operands=tuple(_operand(entry) for entry in data["operands"]),
+                again=from_json(data["again"], VARIABLES) if "again" in data else FALSE,
             )
         except KeyError as error:
             raise MalformedNodeError(f"a mask program without {error}") from error
@@ -213,6 +221,8 @@ class MaskProgram:
         """
         if self.keep.kind != "bool" or (self.bias is not None and self.bias.kind != "float"):
             raise MalformedNodeError("a mask program whose keep is not bool or bias not float")
+        if self.again.kind != "bool":
+            raise MalformedNodeError("a mask program whose again is not bool")
         if self.fill_mode not in ("add", "replace") or not self.fill < 0:
             raise MalformedNodeError(
                 f"mask fill {self.fill} with mode {self.fill_mode!r}", "a negative fill"
@@ -222,7 +232,8 @@ class MaskProgram:
             raise MalformedNodeError("a mask program with two operands of one name")
         for operand in self.operands:
             _check_form(operand)
-        used = loads(self.keep) + (loads(self.bias) if self.bias is not None else [])
+        used = loads(self.keep) + loads(self.again)
+        used += loads(self.bias) if self.bias is not None else []
         for load in used:
             found = operands.get(load.source)
             if found is None or found.rank != len(load.index):

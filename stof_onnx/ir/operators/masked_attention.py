@@ -1,7 +1,8 @@
 """StofMaskedAttention: softmax(scale * Q K^T under a mask) V, in the projections' layouts.
 
 The specification is in docs/operators.md; :meth:`MaskedAttention.expand` is the
-definition. STOF paper, section 3 (unified multi-head attention).
+definition. STOF paper, section 3 (unified multi-head attention). Softcap: Gemma 2, arXiv
+2408.00118, section 2; sinks: gpt-oss model card, arXiv 2508.10925, section 2.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from stof_onnx.ir.block_table import ARRAY_NAMES, BlockTable
+from stof_onnx.ir.block_table import ARRAY_NAMES
 from stof_onnx.ir.errors import MalformedNodeError
 from stof_onnx.ir.expr import loads, variables
-from stof_onnx.ir.expr.build import TRUE
 from stof_onnx.ir.expr.ops import Array
-from stof_onnx.ir.mask.program import MaskProgram
+from stof_onnx.ir.mask.program import EmptyRow, MaskProgram
+from stof_onnx.ir.operators.attention_expansion import expand_attention
 from stof_onnx.ir.operators.builder import DTYPES, Builder
-from stof_onnx.ir.operators.mask_expansion import MaskEmitter
 from stof_onnx.ir.operators.mask_table import OUTPUT_NAMES
 
 OP_TYPE = "StofMaskedAttention"
 TABLE_ARRAYS = len(ARRAY_NAMES)
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+# The smallest normal and the largest number of each type.
+_NORMAL_RANGE = {
+    "float32": (2.0**-126, _LARGEST_FLOAT32),
+    "bfloat16": (2.0**-126, 2.0**127 * (2 - 2.0**-7)),
+    "float16": (2.0**-14, 65504.0),
+}
 
 Layout = Literal["BSHD", "BHSD"]
 
@@ -121,6 +127,9 @@ class MaskedAttention:
         score_dtype: float type in which bias and fill meet the scores.
         dtype: float type of query, key, value and output.
         table: the run-time table of the mask that the last inputs hold, if they do.
+        softcap: c of c * tanh(score / c), which a score becomes before the bias; 0 for none.
+        sinks: whether an input behind the mask's operands, FLOAT [num_heads], holds a logit for
+            each query head that joins the softmax without a key or value.
     """
 
     num_heads: int
@@ -137,6 +146,8 @@ class MaskedAttention:
     score_dtype: str = "float32"
     dtype: str = "float32"
     table: TableInput | None = None
+    softcap: float = 0.0
+    sinks: bool = False
 
     def attributes(self) -> dict[str, Any]:
         """The node's attributes, `plan` excepted."""
@@ -159,6 +170,10 @@ class MaskedAttention:
             result[f"{name}_head_stride"] = layout.head_stride
         if self.table is not None:
             result["table"] = self.table.numbers()
+        if self.softcap:
+            result["softcap"] = float(self.softcap)
+        if self.sinks:
+            result["sinks"] = 1
         return result
 
     @staticmethod
@@ -189,6 +204,8 @@ class MaskedAttention:
                 score_dtype=str(attributes["score_dtype"]),
                 dtype=str(attributes["dtype"]),
                 table=TableInput.from_numbers(attributes.get("table", ())),
+                softcap=float(attributes.get("softcap", 0.0)),
+                sinks=_flag("sinks", attributes.get("sinks", 0)),
                 **layouts,
             )
             record.validate()
@@ -216,6 +233,11 @@ class MaskedAttention:
         for name, dtype in (("score_dtype", self.score_dtype), ("dtype", self.dtype)):
             if dtype not in DTYPES:
                 raise MalformedNodeError(f"{name} {dtype!r}", f"one of {list(DTYPES)}")
+        smallest, largest = _NORMAL_RANGE[self.score_dtype]
+        if self.softcap != 0 and not smallest <= self.softcap <= largest:
+            raise MalformedNodeError(
+                f"softcap {self.softcap}", f"0 for none, or a positive {self.score_dtype} number"
+            )
         if self.output_rank not in ((4,) if self.output == "BHSD" else (3, 4)):
             raise MalformedNodeError(f"output {self.output} of rank {self.output_rank}")
         for layout in (self.query, self.key, self.value):
@@ -231,9 +253,26 @@ class MaskedAttention:
         sizes = [TABLE_ARRAYS if o.kind == "block_table" else 1 for o in self.mask.operands]
         return tuple(accumulate(sizes, initial=3))
 
+    def sinks_position(self) -> int | None:
+        """Number of the input that holds the sinks, if there are any."""
+        return self.operand_positions()[-1] if self.sinks else None
+
+    def table_position(self) -> int | None:
+        """Number of the first of the run-time table's inputs, if there is one."""
+        return None if self.table is None else self.operand_positions()[-1] + int(self.sinks)
+
     def input_count(self) -> int:
         """How many inputs the node has."""
-        return self.operand_positions()[-1] + (0 if self.table is None else len(OUTPUT_NAMES))
+        table = 0 if self.table is None else len(OUTPUT_NAMES)
+        return self.operand_positions()[-1] + int(self.sinks) + table
+
+    def empty_row(self) -> EmptyRow:
+        """What a row without any key yields.
+
+        As :meth:`MaskProgram.empty_row` says; with sinks "zero", since the sink takes all the
+        weight unless it is as low as the fill (docs/operators.md).
+        """
+        return "zero" if self.sinks else self.mask.empty_row(self.score_dtype)
 
     def expand(
         self,
@@ -251,110 +290,11 @@ class MaskedAttention:
             outputs: names of the node's outputs.
             constants: value of each input that is an initializer; block tables must be.
             node: name, for errors.
+
+        Raises:
+            MalformedNodeError: another number of inputs or outputs, or a damaged block table.
         """
-        if len(inputs) != self.input_count():
-            raise MalformedNodeError(
-                f"node {node!r} has {len(inputs)} inputs", f"{self.input_count()}"
-            )
-        if len(outputs) != 1:
-            raise MalformedNodeError(f"node {node!r} has {len(outputs)} outputs", "1")
-        query, key, value = inputs[:3]
-        queries, keys = (
-            self._length(builder, query, self.query),
-            self._length(builder, key, self.key),
-        )
-        groups = self.num_heads // self.kv_num_heads
-        q = _heads(builder, query, self.query, self.num_heads, self.head_dim)
-        k = _heads(builder, key, self.key, self.kv_num_heads, self.head_dim)
-        v = _heads(builder, value, self.value, self.kv_num_heads, self.value_head_dim)
-        k, v = _repeat_heads(builder, k, groups), _repeat_heads(builder, v, groups)
-        scores = self._scores(builder, q, k)
-        sizes = {
-            "B": builder.dim(query, 0),
-            "H": builder.const([self.num_heads], np.int64),
-            "Sq": queries,
-            "Sk": keys,
-        }
-        tensors, tables = self._operands(inputs, constants, node)
-        masked = self._mask(builder, scores, MaskEmitter(builder, sizes, tensors, tables))
-        weights = builder.op(
-            "Softmax", self._cast(builder, masked, self.score_dtype, "float32"), axis=-1
-        )
-        if self.mask.nan_to_zero:
-            zero = builder.const(0.0, np.float32)
-            weights = builder.op("Where", builder.op("IsNaN", weights), zero, weights)
-        weights = self._cast(builder, weights, "float32", self.dtype)
-        if self.output == "BHSD":
-            builder.op("MatMul", weights, v, output=outputs[0])
-            return
-        product = builder.op("MatMul", weights, v)
-        if self.output_rank == 4:
-            builder.op("Transpose", product, perm=[0, 2, 1, 3], output=outputs[0])
-            return
-        result = builder.op("Transpose", product, perm=[0, 2, 1, 3])
-        builder.reshape(result, 0, 0, self.num_heads * self.value_head_dim, output=outputs[0])
-
-    def _scores(self, builder: Builder, query: str, key: str) -> str:
-        """scale * Q K^T, accumulated in float32, as score_dtype.
-
-        The factor meets the smaller side of the product, so that neither large products
-        (half precision, scale below 1) nor large factors overflow on the way.
-        """
-        factor = builder.const(self.scale, np.float32)
-        q, k = (self._cast(builder, x, self.dtype, "float32") for x in (query, key))
-        if abs(self.scale) <= 1:
-            q = builder.op("Mul", q, factor)
-        scores = builder.op("MatMul", q, builder.op("Transpose", k, perm=[0, 1, 3, 2]))
-        if abs(self.scale) > 1:
-            scores = builder.op("Mul", scores, factor)
-        return self._cast(builder, scores, "float32", self.score_dtype)
-
-    @staticmethod
-    def _cast(builder: Builder, value: str, source: str, target: str) -> str:
-        return value if source == target else builder.cast(value, target)
-
-    @staticmethod
-    def _length(builder: Builder, tensor: str, layout: TensorLayout) -> str:
-        return builder.dim(tensor, 1 if layout.order == "BSHD" else 2)
-
-    def _mask(self, builder: Builder, scores: str, emitter: MaskEmitter) -> str:
-        program = self.mask
-        if program.bias is not None:
-            bias = self._cast(builder, emitter.emit(program.bias), "float32", self.score_dtype)
-            scores = builder.op("Add", scores, bias)
-        if program.keep == TRUE:
-            return scores
-        keep = emitter.emit(program.keep)
-        fill = builder.scalar_like(program.fill, self.score_dtype)
-        if program.fill_mode == "replace":
-            return builder.op("Where", keep, scores, fill)
-        zero = builder.scalar_like(0.0, self.score_dtype)
-        return builder.op("Add", scores, builder.op("Where", keep, zero, fill))
-
-    def _operands(
-        self, inputs: Sequence[str], constants: Mapping[str, Array], node: str
-    ) -> tuple[dict[str, str], dict[str, Array]]:
-        tensors: dict[str, str] = {}
-        tables: dict[str, Array] = {}
-        for operand, position in zip(self.mask.operands, self.operand_positions(), strict=False):
-            if operand.kind == "tensor":
-                tensors[operand.name] = inputs[position]
-                continue
-            names = inputs[position : position + TABLE_ARRAYS]
-            missing = [name for name in names if name not in constants]
-            if missing:
-                raise MalformedNodeError(
-                    f"node {node!r}: block table input {missing[0]!r} is not an initializer"
-                )
-            arrays = {a: constants[n] for a, n in zip(ARRAY_NAMES, names, strict=True)}
-            try:
-                table = BlockTable.from_arrays(arrays, shape=operand.shape, tile=operand.tile)
-            except MalformedNodeError as error:
-                raise MalformedNodeError(
-                    f"node {node!r}, operand {operand.name!r}: {error}"
-                ) from error
-            tables[operand.name] = table.to_dense()
-        return tensors, tables
+        expand_attention(self, builder, inputs, outputs, constants, node)
 
 
 def _order(text: Any) -> Layout:
@@ -364,34 +304,10 @@ def _order(text: Any) -> Layout:
     return order
 
 
-def _heads(builder: Builder, tensor: str, layout: TensorLayout, heads: int, dim: int) -> str:
-    """The tensor as [B, H, S, D]."""
-    if layout.order == "BHSD":
-        return tensor
-    row = builder.reshape(tensor, 0, 0, -1)
-    end = layout.offset + (heads - 1) * layout.head_stride + dim
-    if layout.head_stride == dim:
-        row = builder.slice(row, 2, layout.offset, end)
-        split = builder.reshape(row, 0, 0, heads, dim)
-    else:
-        # Heads that aren't neighbours: gather their elements' positions in the row.
-        positions = (
-            layout.offset + layout.head_stride * np.arange(heads)[:, None] + np.arange(dim)[None, :]
-        )
-        split = builder.op("Gather", row, builder.const(positions, np.int64), axis=2)
-    return builder.op("Transpose", split, perm=[0, 2, 1, 3])
-
-
-def _repeat_heads(builder: Builder, tensor: str, groups: int) -> str:
-    """[B, Hkv, S, D] to [B, Hkv * groups, S, D], each head `groups` times in a row."""
-    if groups == 1:
-        return tensor
-    wide = builder.op(
-        "Expand", builder.unsqueeze(tensor, 2), builder.const([1, 1, groups, 1, 1], np.int64)
-    )
-    dims = [builder.dim(tensor, axis) for axis in range(4)]
-    heads = builder.op("Mul", dims[1], builder.const([groups], np.int64))
-    return builder.reshape(wide, dims[0], heads, dims[2], dims[3])
+def _flag(name: str, value: Any) -> bool:
+    if int(value) not in (0, 1):
+        raise MalformedNodeError(f"{name} {value}", "0 or 1")
+    return bool(value)
 
 
 def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:

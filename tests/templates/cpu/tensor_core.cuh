@@ -160,4 +160,6 @@ inline void multiply_add(float (&c)[4], const SplitFloat (&a)[4], const SplitFlo
 
 inline float exp2_approximate(float x) { return std::exp2(x); }
 
+inline float tanh_approximate(float x) { return std::tanh(x); }
+
 }  // namespace stof

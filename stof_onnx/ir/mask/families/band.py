@@ -1,4 +1,4 @@
-"""Causal masks and sliding windows: bounds on the distance from query to key.
+"""Causal masks, sliding and dilated windows: bounds on the distance from query to key.
 
 With d = q - k (aligned at the start) or d = q + Sk - Sq - k (aligned at the end, as
 with a KV cache), a band keeps ``-window_right <= d <= window_left``, both inclusive.
@@ -6,60 +6,47 @@ with a KV cache), a band keeps ``-window_right <= d <= window_left``, both inclu
     causal                  d >= 0
     causal_sliding_window   0 <= d <= window_left
     sliding_window          -window_right <= d <= window_left
+    dilated                 any of them, or every pair, and d % dilation == 0
 """
 
 from __future__ import annotations
 
-from stof_onnx.ir.expr import Expr, Op, Poly
-from stof_onnx.ir.mask.families.family import FamilyMatch
-from stof_onnx.ir.mask.program import K_INDEX, KEYS, Q_INDEX, QUERIES, MaskProgram
-
-_DISTANCES = {
-    "start": Poly.of(Q_INDEX) - Poly.of(K_INDEX),
-    "end": Poly.of(Q_INDEX) + Poly.of(KEYS) - Poly.of(QUERIES) - Poly.of(K_INDEX),
-}
+from stof_onnx.ir.mask.families.family import FamilyMatch, MaskFacts, Parameters, Terms
+from stof_onnx.ir.mask.families.forms import DISTANCES, Bound, bounds, dilation_of
 
 
-def match(terms: tuple[Expr, ...], program: MaskProgram) -> FamilyMatch | None:
-    """Take every bound on the distance that has one alignment."""
-    for alignment, distance in _DISTANCES.items():
-        found = _bounds(terms, distance)
-        if found is None:
-            continue
-        left, right, used = found
-        name, parameters = _describe(left, right)
-        return FamilyMatch(name, {**parameters, "alignment": alignment}, used)
+def match(terms: Terms, facts: MaskFacts) -> FamilyMatch | None:
+    """Take every bound on the distance, and a dilation, that has one alignment."""
+    for alignment in DISTANCES:
+        bound = Bound(None, None, alignment)
+        used = []
+        for term in terms:
+            for narrower in bounds(term):
+                both = bound.and_(narrower)
+                if both is not None:
+                    bound = both
+                    used.append(term)
+        steps = [(t, step) for t in terms if (step := dilation_of(t, alignment)) is not None]
+        if steps:
+            term, step = steps[0]
+            return FamilyMatch("dilated", {**bound.parameters, "dilation": step}, (*used, term))
+        if used:
+            return FamilyMatch(*_describe(_at_end(bound, facts)), tuple(used))
     return None
 
 
-def _bounds(
-    terms: tuple[Expr, ...], distance: Poly
-) -> tuple[int | None, int | None, tuple[Expr, ...]] | None:
-    """(largest d, largest -d, terms used); None for a bound that isn't there."""
-    left: int | None = None
-    right: int | None = None
-    used = []
-    for term in terms:
-        if not (isinstance(term, Op) and term.name == "ge0"):
-            continue
-        poly = Poly.of(term.args[0])
-        below, above = (poly - distance).constant, (poly + distance).constant
-        if below is not None:
-            right = below if right is None else min(right, below)
-        elif above is not None:
-            left = above if left is None else min(left, above)
-        else:
-            continue
-        used.append(term)
-    return (left, right, tuple(used)) if used else None
+def _at_end(bound: Bound, facts: MaskFacts) -> Bound:
+    """The bound aligned at the end, where lengths are constants and that is what was meant."""
+    offset = facts.end_offset
+    if not offset or bound.alignment == "end" or bound.right is None:
+        return bound
+    left = None if bound.left is None else bound.left + offset
+    moved = Bound(left, bound.right - offset, "end")
+    return moved if moved.right in (0, left) else bound
 
 
-def _describe(left: int | None, right: int | None) -> tuple[str, dict[str, int | float | str]]:
-    if left is None and right == 0:
-        return "causal", {}
-    parameters: dict[str, int | float | str] = {}
-    if left is not None:
-        parameters["window_left"] = left
-    if right is not None:
-        parameters["window_right"] = right
-    return ("causal_sliding_window" if right == 0 else "sliding_window"), parameters
+def _describe(bound: Bound) -> tuple[str, Parameters]:
+    if bound.is_causal:
+        return "causal", {"alignment": bound.alignment}
+    name = "causal_sliding_window" if bound.right == 0 else "sliding_window"
+    return name, bound.parameters

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from stof_onnx.ir.expr import Expr, loads, variables
-from stof_onnx.ir.mask.families.family import FamilyMatch
-from stof_onnx.ir.mask.program import MaskProgram
+from stof_onnx.ir.expr import loads, variables
+from stof_onnx.ir.mask.families.family import FamilyMatch, MaskFacts, Terms
 
 
-def match(terms: tuple[Expr, ...], program: MaskProgram) -> FamilyMatch | None:
+def match(terms: Terms, facts: MaskFacts) -> FamilyMatch | None:
     """Take the terms with a tensor load that depends on both query and key."""
-    tensors = {o.name for o in program.operands if o.kind == "tensor"}
+    tensors = facts.names("tensor")
     used = tuple(
         term
         for term in terms

@@ -1,0 +1,1 @@
+"""Exports small random-weight Transformers in the forms that the world's exporters write."""
