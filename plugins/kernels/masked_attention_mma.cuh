@@ -13,10 +13,12 @@
 // Sizes     any Sq, Sk >= 0, Sq and Sk independent. D and Dv up to 256, padded to a multiple of 16
 //           in shared memory. Grid: x = ceil(Sq / kTileQ) * H * B, query tiles fastest.
 // Mask      a generated struct (stof_onnx/templates/mask_source.py): keep() on elements and on
-//           Ranges, bias(). Tiles that keep() calls empty are never loaded; full ones aren't
-//           masked.
+//           Ranges, bias(), again(). Tiles that keep() calls empty are never loaded; full ones
+//           aren't masked.
 // Rows      without any kept key yield NaN, 0, the mean of all values, or the softmax of
 //           score + fill over all keys (docs/operators.md), by Config::kEmptyRow. 0 if Sk is 0.
+//           Where again() says so the fill counts twice; over pairs of -inf alone the softmax is
+//           NaN, or 0 with kNanToZero.
 //           A sink takes part in that as in any row; as a rule it takes all, and the row is 0.
 // Method    one block a tile of queries, one warp 16 rows of it. The block classifies its tiles of
 //           keys, then walks those that aren't empty with an online softmax (FlashAttention-2).
@@ -434,7 +436,12 @@ struct AttentionBlock {
       keep = mask.template keep<Index>(Index(b), Index(h), q, k, cursors);
     }
     if (keep) return value;
-    return Config::kFillIsAdded ? rounded(value + Config::kFill) : rounded(Config::kFill);
+    value = Config::kFillIsAdded ? rounded(value + Config::kFill) : rounded(Config::kFill);
+    if constexpr (Mask::kHasAgain) {
+      const bool twice = mask.again(Index(b), Index(h), Index(query), Index(key));
+      if (twice) value = rounded(value + rounded(Config::kFill));
+    }
+    return value;
   }
 
   static __device__ __forceinline__ float rounded(float value) {

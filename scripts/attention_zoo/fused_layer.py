@@ -117,8 +117,8 @@ class Layer:
         bias = graph.normal(width, deviation=0.1)
         past = ""
         if form.past:
-            shape = [2, "batch", HEADS, "past", HEAD_DIM]
-            past = graph.input("past", graph.float_type, shape)
+            past_shape = [2, "batch", HEADS, "past", HEAD_DIM]
+            past = graph.input("past", graph.float_type, past_shape)
         sizes: dict[str, Any] = {}
         if form.value_dim != HEAD_DIM:
             sizes["qkv_hidden_sizes"] = [HIDDEN, HIDDEN, HEADS * form.value_dim]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from onnx import ModelProto
@@ -27,6 +27,8 @@ Attempt = Callable[[Shapes, int], RefusedError | None]
 
 # No two of their lengths are equal, and none is the sum of others.
 _PROBES = (Sizing(1, 7, Fraction(2, 3)), Sizing(1, 5, Fraction(3, 2)))
+# Tracing leaves the batch size of the example in some models; two rows are a usual one.
+_BATCHES = (1, 2)
 # With an empty cache, and with a single new position.
 _EMPTY = (Sizing(2, 7, Fraction(2, 3)), Sizing(1, 7, Fraction(2, 3)))
 _SINGLE = tuple(Sizing(batch, length) for batch in (2, 1) for length in (33, 7))
@@ -35,7 +37,7 @@ _SHORTER = (100, 77, 64, 48, 33, 32, 24, 17, 16, 12, 8, 7, 5)
 # For models that refuse the probes: multiples of blocks and patches, tiny tables.
 _ROUND = (32, 64, 16, 8, 48, 96, 128, 224, 256, 512, 4, 3, 2, 1)
 _ROUND_RATIOS = (Fraction(2), Fraction(3, 2), Fraction(1), Fraction(2, 3))
-_ROUND_GUESSES = 8
+_ROUND_GUESSES = 6
 _MOST_RUNS = 500
 _TOLD_GUESSES = 6
 
@@ -90,14 +92,15 @@ def find_sizes(
     """
     search = _Search(model, overrides, domains, attempt)
     variants = list(search.variants())
-    for variant in variants:
-        if all(search.runs(variant, variant.symbolic.sizes(probe)) for probe in _PROBES):
+    for batch, variant in itertools.product(_BATCHES, variants):
+        if all(search.runs(variant, replace(probe, batch=batch)) for probe in _PROBES):
             return search.near(variant, sizings)
     for length in (*suggested_lengths(model), *_ROUND):
-        for variant in variants[:_ROUND_GUESSES]:
-            for ratio in _ROUND_RATIOS:
-                if search.runs(variant, variant.symbolic.sizes(Sizing(1, length, ratio))):
-                    return search.multiples(variant, length, ratio)
+        for variant, ratio, batch in itertools.product(
+            variants[:_ROUND_GUESSES], _ROUND_RATIOS, _BATCHES
+        ):
+            if search.runs(variant, Sizing(batch, length, ratio)):
+                return search.multiples(variant, length, ratio)
     raise search.failure(variants)
 
 
@@ -165,9 +168,9 @@ class _Search:
             )
             yield _Variant(related, lengths, lengths.caches if guess.follows_cache else ())
 
-    def runs(self, variant: _Variant, sizes: Sizes) -> bool:
-        """Whether the model runs at ``sizes``."""
-        return self._choose(variant, sizes) is not None
+    def runs(self, variant: _Variant, sizing: Sizing) -> bool:
+        """Whether the model runs at the sizes that ``sizing`` gives."""
+        return self._choose(variant, variant.symbolic.sizes(sizing)) is not None
 
     def near(self, variant: _Variant, sizings: Iterable[Sizing]) -> Found:
         """The wanted sizes where the model runs at them, or the next smaller ones."""
@@ -264,7 +267,7 @@ def _found(choices: Iterable[Choice], notes: Sequence[str]) -> Found:
 def _smaller(sizing: Sizing) -> Iterator[Sizing]:
     """``sizing`` first, then shorter ones, then those of a single row."""
     shorter = [length for length in _SHORTER if length < sizing.length]
-    for batch in dict.fromkeys((sizing.batch, 1)):
+    for batch in dict.fromkeys((sizing.batch, *_BATCHES)):
         for length in (sizing.length, *shorter):
             yield Sizing(batch, length, sizing.ratio)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from stof_onnx.accuracy.domains import graph_inputs
 
 # Weights of products: their axes are features.
 _WEIGHTED = frozenset(["MatMul", "Gemm", "Conv", "ConvTranspose", "LayerNormalization"])
+_SHAPED = frozenset(["Reshape", "Expand"])
 _LONGEST = 4096
 # Without a convolution in front, longer ones are rather vocabularies and features than positions.
 _LONGEST_PLAIN = 1024
@@ -44,12 +45,15 @@ def suggested_lengths(model: ModelProto) -> tuple[int, ...]:
 
 
 def _table_axes(model: ModelProto) -> Iterator[int]:
-    """The sizes of constant tables, without those of weights."""
+    """The sizes of constant tables, without those of weights, and of shapes left by tracing."""
     weights = {
         name for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input[1:]
     }
+    targets = {node.input[1] for node in model.graph.node if node.op_type in _SHAPED}
     for name, tensor in _constants(model):
-        if len(tensor.dims) > 1 and name not in weights:
+        if name in targets:
+            yield from (int(size) for size in numpy_helper.to_array(tensor).flat if size > 1)
+        elif len(tensor.dims) > 1 and name not in weights:
             # The last axis of a table of embeddings holds features; that of a mask is like
             # the one before it.
             yield from (dim for dim in tensor.dims[:-1] if dim > 1)

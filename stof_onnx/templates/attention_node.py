@@ -123,7 +123,8 @@ class AttentionNode:
         largest = dict.fromkeys(("B", "Sq", "Sk"), LARGEST_DIMENSION)
         mask = self.record.mask
         tables = {o.name: o.shape for o in mask.operands if o.kind == "block_table"}
-        for load in loads(mask.keep) + ([] if mask.bias is None else loads(mask.bias)):
+        parts = (mask.keep, mask.again, *([] if mask.bias is None else [mask.bias]))
+        for load in (load for part in parts for load in loads(part)):
             if load.source in tables:
                 _, queries, keys = tables[load.source]
                 if load.index[1] == Q_INDEX:

@@ -5,8 +5,11 @@ The struct has the members that the templates of plugins/kernels ask for:
     Index                     integer type that elements are computed in
     kTables                   how many table loads remember their tile
     kHasBias                  whether bias() is to be added
+    kHasAgain                 whether some hidden pairs get the fill twice, which again() tells
     keep<T>(b, h, q, k, cursors)   bool for integers, stof::Maybe for stof::Range
     bias<T>(b, h, q, k)            float
+    again<T>(b, h, q, k)           bool, for integers: of a pair that isn't kept, whether the fill
+                                   is added to it a second time
 
 Names in it are numbered: no text of a model gets into the source.
 """
@@ -22,6 +25,7 @@ import numpy as np
 from stof_onnx.ir.block_table import ARRAY_NAMES
 from stof_onnx.ir.errors import MalformedNodeError
 from stof_onnx.ir.expr import Const, Expr, Load, Op, Var, loads, variables
+from stof_onnx.ir.expr.build import FALSE
 from stof_onnx.ir.expr.ops import OPS
 from stof_onnx.ir.mask.program import K_INDEX, Q_INDEX, MaskProgram, Operand
 from stof_onnx.ir.operators.mask_table import OUTPUT_NAMES
@@ -78,6 +82,7 @@ def mask_source(
     first_input: int,
     *,
     use_bias: bool = True,
+    use_again: bool = False,
     table: TableInput | None = None,
     table_input: int | None = None,
 ) -> MaskSource:
@@ -88,6 +93,7 @@ def mask_source(
         types: element types of the node's inputs.
         first_input: number of the input that holds the first operand.
         use_bias: False to leave the program's bias out.
+        use_again: whether hidden pairs count, and with them the program's `again`.
         table: the run-time table, which keep() then reads in place of what the program says.
         table_input: number of the input that holds its first array; the one behind the operands
             if None.
@@ -96,11 +102,13 @@ def mask_source(
         MalformedNodeError: an operand's type isn't one that the program's loads can read.
     """
     bias = program.bias if use_bias else None
-    parts = [part for part in (program.keep if table is None else None, bias) if part is not None]
+    again = program.again if use_again and program.again != FALSE else None
+    others = [part for part in (bias, again) if part is not None]
+    parts = others if table is not None else [program.keep, *others]
     used = {load.source for part in parts for load in loads(part)}
     # Behind a run-time table, too, keep's operands are inputs of the node: what the table was
     # made from.
-    reads = [load for part in (program.keep, bias) if part is not None for load in loads(part)]
+    reads = [load for part in (program.keep, *others) for load in loads(part)]
     members = _Members(program, types, first_input, used, table, table_input)
     keep = _Function(members)
     keep_result = keep.emit(program.keep) if table is None else keep.read_table(table)
@@ -110,15 +118,17 @@ def mask_source(
         f"  using Index = {'int' if narrow else 'long long'};",
         f"  static constexpr int kTables = {keep.cursors};",
         f"  static constexpr bool kHasBias = {'true' if bias is not None else 'false'};",
+        f"  static constexpr bool kHasAgain = {'true' if again is not None else 'false'};",
         *(f"  {declaration};" for declaration in members.declarations),
         "  int B, H, Sq, Sk;",
         "",
         *_method("auto keep(T b, T h, T q, T k, int* cursors) const", keep, keep_result),
     ]
-    if bias is not None:
-        function = _Function(members, is_element=True)
-        result = function.emit(bias)
-        lines += ["", *_method("float bias(T b, T h, T q, T k) const", function, result)]
+    for head, part in (("float bias", bias), ("bool again", again)):
+        if part is not None:
+            function = _Function(members, is_element=True)
+            result = function.emit(part)
+            lines += ["", *_method(f"{head}(T b, T h, T q, T k) const", function, result)]
     values = [*members.values, *_SIZES]
     covered = members.covered(reads)
     return MaskSource(

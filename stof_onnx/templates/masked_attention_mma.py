@@ -135,6 +135,7 @@ def _source(node: AttentionNode) -> MaskSource:
         record.mask,
         node.input_types,
         FIRST_OPERAND,
+        use_again=record.mask.empty_row(record.score_dtype) == "softmax",
         table=record.table,
         table_input=record.table_position(),
     )

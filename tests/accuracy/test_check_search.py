@@ -353,6 +353,21 @@ def test_length_follows_from_the_table_of_positions():
     assert found.runs < 150
 
 
+def test_shape_left_by_tracing():
+    """The model was traced with 2 rows of 20, and takes nothing else."""
+    nodes = [("Reshape", ["x", "to"], "y", {})]
+    model = model_of(nodes, [value("x", ["batch", "n"])], ["y"], [constant("to", [2, 20])])
+    assert (2, 20) in plan(model).shapes("x")
+
+
+def test_batch_left_by_tracing():
+    nodes = [("Reshape", ["x", "to"], "y", {})]
+    model = model_of(nodes, [value("x", ["batch", "n", 3])], ["y"], [constant("to", [2, 0, 3])])
+    found = plan(model)
+    assert {shape[0] for shape in found.shapes("x")} == {2}
+    assert {shape[1] for shape in found.shapes("x")} >= {7, 33, 64, 127}
+
+
 # ------------------------------------------------------------------------------ given shapes
 
 

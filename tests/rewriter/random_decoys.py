@@ -66,7 +66,7 @@ def _mixed(letter: str) -> Function:
 
 
 def _mean(g: Graph, value: Value, axis: int, op: str = "ReduceMean") -> Value:
-    if g.opset >= 18:
+    if g.opset >= 18 or op == "ReduceSum":
         return g.op(op, value, g.ints(axis), keepdims=1)
     return g.op(op, value, axes=[axis], keepdims=1)
 

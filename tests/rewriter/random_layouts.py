@@ -170,6 +170,8 @@ def _with_batch_of_one(g: Graph, x: Laid, axes: Axes) -> Laid:
     wanted, held = (any("b" in axis for axis in found) for found in (axes, x.axes))
     if wanted and not held:
         return Laid(g.unsqueeze(x.value, 0), ("b", *x.axes))
+    if held and not wanted and "b" not in x.axes:
+        return Laid(x.value, tuple(axis.replace("b", "") for axis in x.axes))
     if held and not wanted:
         at = x.axes.index("b")
         value = g.op("Squeeze", x.value, g.ints(at))

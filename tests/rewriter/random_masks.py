@@ -205,4 +205,3 @@ class MaskWriter:
         bucket = g.op("Add", apart, g.op("Mul", later, g.const(5, "int64")))
         learned = g.op("Gather", g.weight(10, self.a.heads, dtype=self.a.dtype), bucket, axis=0)
         return g.unsqueeze(g.transpose(learned, 2, 0, 1), 0)
-

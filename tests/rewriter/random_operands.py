@@ -247,7 +247,12 @@ def _prepared(scene: Scene, x: Laid, role: str, token: str) -> Laid:
     axes = ("b", token, head, channel) if by_token else ("b", head, token, channel)
     wants_rotary = role != "value" and c.chance("rotary", 6) and letters.numbers["d"] % 2 == 0
     wants_norm = role != "value" and c.chance("head norm", 8)
-    if wants_rotary or wants_norm or c.chance("heads apart", 2) or (scene.a.past and role != "query"):
+    if (
+        wants_rotary
+        or wants_norm
+        or c.chance("heads apart", 2)
+        or (scene.a.past and role != "query")
+    ):
         x = rearrange(g, letters, c, x, axes)
         x = _rotated(scene, x, token) if wants_rotary else x
         x = _normed(scene, x) if wants_norm else x

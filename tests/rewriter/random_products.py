@@ -167,7 +167,9 @@ def _einsum_context(scene: Scene, weights: Laid, value: Laid) -> Laid:
         weights = replace(
             weights, axes=tuple({"q": "k", "k": "q"}.get(axis, axis) for axis in weights.axes)
         )
-    out = c.pick("einsum context", [("b", "q", "gj", "e"), ("b", "gj", "q", "e"), ("q", "b", "gj", "e")])
+    out = c.pick(
+        "einsum context", [("b", "q", "gj", "e"), ("b", "gj", "q", "e"), ("q", "b", "gj", "e")]
+    )
     if c.chance("value first", 4):
         return _einsum(scene, v, weights, out)
     return _einsum(scene, weights, v, out)

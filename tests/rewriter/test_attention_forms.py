@@ -106,7 +106,9 @@ def with_sinks(*dims: object):
 
     def hook(g: Graph, scores: Value) -> Value:
         sinks = g.input("sinks", list(dims), "float32")
-        shape = g.op("Concat", *(g.dim(scores, axis) for axis in range(3)), g.ints(dims[-1]), axis=0)
+        shape = g.op(
+            "Concat", *(g.dim(scores, axis) for axis in range(3)), g.ints(dims[-1]), axis=0
+        )
         return g.op("Concat", scores, g.op("Expand", sinks, shape), axis=-1)
 
     return hook

@@ -192,6 +192,14 @@ VIEWS = [
          "x[i0 + 1, i1 + 1, i2]", lambda g: g.op("Slice", x(g), g.ints(1, 1), g.ints(2, 2))),
     case("slice by a computed start", "batch 1 8", "x[i0, sequence - 1, i2]",
          lambda g: g.slice(x(g), 1, g.op("Sub", sequence(g), g.ints(1)), sequence(g))),
+    case("joined tensors", "batch sequence 16",
+         "(x[i0, i1, min(7, i2)] if -i2 + 7 >= 0 else x[i0, i1, max(0, i2 - 8)])",
+         lambda g: g.op("Concat", x(g), x(g), axis=2)),
+    case("joined ranges with a gap", "sequence + 1", "(7 if -1 * i0 >= 0 else i0 - 1)",
+         lambda g: g.op("Concat", g.ints(7), positions(g), axis=0)),
+    case("written in place", "2", "(5 if i0 - 1 >= 0 else 1)",
+         lambda g: g.op("ScatterND", g.const([1.0, 1.0]), g.const([[1]], "int64"),
+                        g.const([5.0]))),
     case("slice in steps", "batch sequence 4", "x[i0, i1, 2 * i2 + 1]",
          lambda g: g.op("Slice", x(g), g.ints(1), g.ints(END), g.ints(2), g.ints(2))),
     case("slice in steps that don't fit", "batch sequence 3", "x[i0, i1, 3 * i2]",
@@ -327,10 +335,7 @@ LEAVES = [
     leaf("slice backwards from an unknown position", "unknown position",
          lambda g: g.op("Slice", x(g), sequence(g), g.ints(-100), g.ints(1), g.ints(-1))),
     leaf("tile of a long axis", "longer than 1", lambda g: g.op("Tile", padding(g), g.ints(1, 2))),
-    leaf("joined tensors", "depends on the position",
-         lambda g: g.op("Concat", x(g), x(g), axis=2)),
-    leaf("joined ranges with a gap", "no single formula",
-         lambda g: g.op("Concat", g.ints(7), positions(g), axis=0)),
+    leaf("five joined tensors", "5 parts", lambda g: g.op("Concat", *[x(g)] * 5, axis=2)),
     leaf("gathered by batch", "batch_dims",
          lambda g: g.op("GatherND", x(g), g.const(np.zeros((2, 1)), "int64"), batch_dims=1)),
     leaf("range of floats", "floats",
@@ -341,8 +346,9 @@ LEAVES = [
          lambda g: g.op("Mod", difference(g), g.const(3, "int64"), fmod=1)),
     leaf("running sum", "CumSum", lambda g: g.op("CumSum", padding(g), g.const(1, "int64"))),
     leaf("floats compared", "floats", lambda g: g.op("Less", x(g), g.const(0.0))),
-    leaf("written in place", "ScatterND", lambda g: g.op(
-        "ScatterND", g.const([1.0, 2.0]), g.const([[1]], "int64"), g.const([5.0]))),
+    leaf("written at a run-time position", "aren't a region", lambda g: g.op(
+        "ScatterND", g.const(np.zeros(9)), g.reshape(g.cast(padding(g), "int64"), -1, 1),
+        g.reshape(g.cast(padding(g), "float32"), -1))),
     leaf("whole shape", "unknown position", lambda g: g.op("Shape", x(g))),
 ]  # fmt: skip
 

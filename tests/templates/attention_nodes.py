@@ -8,7 +8,20 @@ from itertools import product
 from pathlib import Path
 
 from stof_onnx.ir.expr import Const, Expr, Load
-from stof_onnx.ir.expr.build import TRUE, add, and_, eq, fmul, ge, gt, integer, or_, sub, to_float
+from stof_onnx.ir.expr.build import (
+    TRUE,
+    add,
+    and_,
+    eq,
+    fmul,
+    ge,
+    gt,
+    integer,
+    not_,
+    or_,
+    sub,
+    to_float,
+)
 from stof_onnx.ir.mask.program import (
     B_INDEX,
     H_INDEX,
@@ -125,6 +138,28 @@ MASKS: dict[str, MaskForm] = {
             and_(CAUSAL, PADDING), fill=-10000.0, fill_mode="add", operands=(vector("padding"),)
         ),
         (_INT8,),
+    ),
+    "hidden twice": MaskForm(
+        MaskProgram(
+            and_(CAUSAL, PADDING),
+            fill=FLOAT32_MIN,
+            fill_mode="add",
+            operands=(vector("padding"),),
+            again=and_(not_(CAUSAL), not_(PADDING)),
+        ),
+        (_INT8,),
+    ),
+    "hidden twice, bias, sinks, run-time table": MaskForm(
+        MaskProgram(
+            PADDING,
+            bias=Load("bias", (b, h, q, k), "float"),
+            fill=-10000.0,
+            operands=(vector("padding"), vector("bias", 4), block_table("table")),
+            again=and_(not_(PADDING), not_(Load("table", (integer(0), q, k), "bool"))),
+        ),
+        (_INT8, _HALF, *_ARRAYS, _SINKS, *_RUN_TIME),
+        TableInput((64, 64), True, False),
+        sinks=True,
     ),
     "softcap": MaskForm(MaskProgram(CAUSAL), softcap=50.0),
     "sinks": MaskForm(

@@ -16,6 +16,11 @@ TRUE = Const(True)
 FALSE = Const(False)
 # A where-tree wider than this is left alone when an operation could be moved into it.
 _MAX_LEAVES = 16
+# Floats of at most this magnitude are exact for every int; no int64 is larger than the other.
+_EXACT_INTEGERS = 2.0**24
+_LARGEST_INTEGER = 2.0**64
+# A junction of more comparisons than this isn't searched for superfluous ones.
+_MAX_BOUNDS = 8
 
 
 def integer(value: int) -> Const:
@@ -224,10 +229,48 @@ def _junction(name: str, values: tuple[Expr, ...], neutral: Const, absorbing: Co
     flat.discard(neutral)
     if absorbing in flat or any(not_(part) in flat for part in flat if _is_literal(part)):
         return absorbing
-    ordered = sorted(flat, key=repr)
-    if not ordered:
+    ordered = sorted(_without_implied(name, flat), key=repr)
+    if not ordered or ordered == [neutral]:
         return neutral
     return ordered[0] if len(ordered) == 1 else Op(name, tuple(ordered), "bool")
+
+
+def _without_implied(name: str, parts: set[Expr]) -> set[Expr]:
+    """The parts of a junction without those that another part makes superfluous.
+
+    x or (x and y) is x; q >= 0 or q >= 5 is q >= 0; and the other way round for "and".
+    """
+    other = "or" if name == "and" else "and"
+    resolved = {_resolved(part, other, parts) for part in parts}
+    if resolved != parts:
+        # What is left of a part may be a junction of the same kind, or new to resolve with.
+        joined = and_(*resolved) if name == "and" else or_(*resolved)
+        return set(joined.args) if isinstance(joined, Op) and joined.name == name else {joined}
+    kept = {
+        part
+        for part in parts
+        if not (isinstance(part, Op) and part.name == other and not parts.isdisjoint(part.args))
+    }
+    bounds = [part for part in kept if isinstance(part, Op) and part.name == "ge0"]
+    if len(bounds) > _MAX_BOUNDS:
+        return kept
+    for strict in bounds:
+        for loose in bounds:
+            if strict is loose or not {strict, loose} <= kept:
+                continue
+            if is_nonnegative(Poly.of(loose.args[0]) - Poly.of(strict.args[0])):
+                kept.discard(loose if name == "and" else strict)
+    return kept
+
+
+def _resolved(part: Expr, other: str, parts: set[Expr]) -> Expr:
+    """(x and y) or not x is y or not x: the part without what a neighbour denies."""
+    if not (isinstance(part, Op) and part.name == other):
+        return part
+    left = [arg for arg in part.args if not _is_literal(arg) or not_(arg) not in parts]
+    if len(left) == len(part.args):
+        return part
+    return and_(*left) if other == "and" else or_(*left)
 
 
 def _is_literal(value: Expr) -> bool:
@@ -265,7 +308,36 @@ def to_bool(value: Expr) -> Expr:
         return not_(eq0(value))
     if isinstance(value, Op) and value.name == "float":
         return to_bool(value.args[0])
-    raise NotImplementedError("truth of a run-time float")
+    return not_(equals_number(value, 0.0))
+
+
+def equals_number(value: Expr, number: float) -> Expr:
+    """Whether a float that was converted from an int, plus or minus a number, is ``number``.
+
+    Converted ints are exact up to 2**24 and stay beyond a smaller number above it.
+
+    Raises:
+        NotImplementedError: the float is anything else.
+    """
+    offset, sign, term = 0.0, 1, value
+    if isinstance(value, Op) and value.name == "fadd":
+        numbers = [arg for arg in value.args if isinstance(arg, Const)]
+        others = [arg for arg in value.args if not isinstance(arg, Const)]
+        if len(numbers) == 1:
+            offset, (term,) = float(numbers[0].value), others
+    if isinstance(term, Op) and term.name == "fmul" and Const(-1.0) in term.args:
+        (term,) = (arg for arg in term.args if arg != Const(-1.0))
+        sign = -1
+    if not (isinstance(term, Op) and term.name == "float"):
+        raise NotImplementedError("a run-time float compared with a number")
+    wanted = number - offset
+    if not abs(wanted) < _LARGEST_INTEGER:
+        return FALSE
+    if abs(wanted) >= _EXACT_INTEGERS or abs(offset) >= _EXACT_INTEGERS:
+        raise NotImplementedError(f"a run-time int compared with {wanted}")
+    if wanted != int(wanted):
+        return FALSE
+    return eq(term.args[0], integer(sign * int(wanted)))
 
 
 def to_int(value: Expr) -> Expr:

@@ -6,9 +6,10 @@ Exporters write one mask in several ways: ``(a and b) or (a and c)`` for ``a and
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, permutations
 
-from stof_onnx.ir.expr import Expr, Op
+from stof_onnx.ir.expr import Expr, Op, Poly
+from stof_onnx.ir.expr.bounds import is_nonnegative
 from stof_onnx.ir.expr.build import and_, not_, or_
 from stof_onnx.ir.mask.program import conjunction
 
@@ -28,6 +29,16 @@ def factored_terms(keep: Expr) -> tuple[Expr, ...]:
 
 def _alternatives(term: Expr) -> tuple[Expr, ...]:
     return term.args if isinstance(term, Op) and term.name == "or" else (term,)
+
+
+def _implies(part: Expr, bound: Expr) -> bool:
+    """Whether a comparison holds wherever another one does."""
+    comparisons = all(isinstance(e, Op) and e.name == "ge0" for e in (part, bound))
+    if not comparisons or part == bound:
+        return False
+    assert isinstance(part, Op)
+    assert isinstance(bound, Op)
+    return is_nonnegative(Poly.of(bound.args[0]) - Poly.of(part.args[0]))
 
 
 def _split(term: Expr) -> tuple[Expr, ...]:
@@ -53,7 +64,10 @@ def _absorbed(alternatives: tuple[Expr, ...]) -> tuple[Expr, ...]:
 
 
 def _merged(terms: list[Expr]) -> list[Expr]:
-    """``(a or c) and (b or c)`` as (a and b) or c; ``c and (not c or b)`` as c and b."""
+    """``(a or c) and (b or c)`` as (a and b) or c; ``c and (not c or b)`` as c and b.
+
+    ``a and (b or c)`` where c implies a is (a and b) or c too.
+    """
     single = {t for t in terms if len(_alternatives(t)) == 1}
     found = []
     for term in terms:
@@ -61,6 +75,12 @@ def _merged(terms: list[Expr]) -> list[Expr]:
         if len(parts) > 1 and single.intersection(parts):
             continue
         found.append(or_(*(p for p in parts if len(parts) == 1 or not_(p) not in single)))
+    for bound, union in permutations(found, 2):
+        implying = {p for p in _alternatives(union) if _implies(p, bound)}
+        rest = [p for p in _alternatives(union) if p not in implying]
+        if implying and rest:
+            joined = or_(*implying, and_(bound, or_(*rest)))
+            return [t for t in found if t not in (bound, union)] + [joined]
     for left, right in combinations(found, 2):
         shared = set(_alternatives(left)).intersection(_alternatives(right))
         if shared and left != right and min(len(_alternatives(t)) for t in (left, right)) > 1:
