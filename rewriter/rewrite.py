@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
+from stof_onnx.ir.block_table import BlockTable
 from stof_onnx.ir.errors import InputError
 from stof_onnx.ir.expr import Const, Expr, to_text
 from stof_onnx.ir.mask import classify
@@ -65,6 +66,8 @@ class FusedBlock:
         assumptions: what the reading relies on.
         query_shape, key_shape: symbolic shapes of the tensors that are read.
         node: name of the stof node.
+        tables: the constant tables that the mask program loads, by operand name.
+        sizes: (B, H, Sq, Sk) as far as they are numbers.
         inputs: type and shape of each of the node's inputs.
         is_proven: False where the mask is read densely, as it is.
     """
@@ -77,6 +80,8 @@ class FusedBlock:
     query_shape: tuple[str, ...]
     key_shape: tuple[str, ...]
     node: str
+    tables: Mapping[str, BlockTable]
+    sizes: tuple[int | None, ...]
     inputs: tuple[TensorInfo, ...] = ()
     is_proven: bool = True
 
@@ -252,15 +257,21 @@ def _read_and_replace(
         reason = f"{INTERNAL_ERROR} ({type(error).__name__}: {error}); please report it"
         return _refused(context, softmax, operator, reason)
     node = context.replacer.replace(block, lifted, attributes)
+    tables = {s.operand.name: s.table for s in lifted.sources if s.table is not None}
+    sizes = tuple(int(d.value) if isinstance(d, Const) else None for d in block.dims)
+    queries, keys = sizes[2:]
+    lengths = None if queries is None or keys is None else (queries, keys)
     return FusedBlock(
         block=block,
         attributes=attributes,
-        kind=classify(lifted.program),
+        kind=classify(lifted.program, tables, lengths),
         proof=proof,
         assumptions=(*block.assumptions, *lifted.assumptions),
         query_shape=_texts(context.sym.shape(block.query.tensor)),
         key_shape=_texts(context.sym.shape(block.key.tensor)),
         node=node.name,
+        tables=tables,
+        sizes=sizes,
         is_proven=not proof.startswith(_DENSE),
     )
 
