@@ -52,21 +52,32 @@ def split_axes(shape: Shape, key_axis: int, hints: Sequence[int] = ()) -> Iterat
     """
     axes = [axis for axis in range(len(shape)) if axis != key_axis]
     *lead, query_axis = axes
-    # [B, H, ...] first; all of one kind last.
-    splits = sorted(range(len(lead) + 1), key=lambda n: (n != 1, n == 0, n))
-    for cut in splits:
-        heads = product([shape[axis] for axis in lead[cut:]]).constant
-        if heads is None or not 1 <= heads <= _MOST_HEADS:
-            continue
+    last = (query_axis, key_axis)
+    # [B, H, ...] first, then heads merged into the batch, then axes that are all of one kind.
+    for cut in range(1, len(lead)):
+        yield from _cut(shape, lead, cut, last)
+    yield from _merged(shape, lead, hints, last)
+    for cut in dict.fromkeys((len(lead), 0)):
+        yield from _cut(shape, lead, cut, last)
+
+
+def _cut(shape: Shape, lead: Sequence[int], cut: int, last: tuple[int, int]) -> Iterator[ScoreAxes]:
+    """The first leading axes are the batch, the others the heads."""
+    heads = product([shape[axis] for axis in lead[cut:]]).constant
+    if heads is not None and 1 <= heads <= _MOST_HEADS:
         batch = product([shape[axis] for axis in lead[:cut]]).expr()
-        yield _axes(shape, (lead[:cut], lead[cut:]), (query_axis, key_axis), batch, heads)
-    if not lead:
-        return
+        yield _axes(shape, (lead[:cut], lead[cut:]), last, batch, heads)
+
+
+def _merged(
+    shape: Shape, lead: Sequence[int], hints: Sequence[int], last: tuple[int, int]
+) -> Iterator[ScoreAxes]:
+    """Batch and heads share the leading axes."""
     merged = product([shape[axis] for axis in lead])
-    for heads in dict.fromkeys((*hints, _content(merged))):
+    for heads in dict.fromkeys((*hints, _content(merged))) if lead else ():
         batch = floordiv(merged.expr(), integer(heads))
         if heads > 1 and mul(batch, integer(heads)) == merged.expr():
-            yield _axes(shape, (lead, ()), (query_axis, key_axis), batch, heads, merged=heads)
+            yield _axes(shape, (lead, ()), last, batch, heads, merged=heads)
 
 
 def _axes(

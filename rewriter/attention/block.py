@@ -83,11 +83,11 @@ class Arrangement:
 
     Attributes:
         perm: puts the axes in the order batch, head (one or more each), token, channel.
-        heads: that the tensor holds.
+        heads: to reshape to; None where the axes are batch and head already.
     """
 
     perm: tuple[int, ...]
-    heads: int
+    heads: int | None
 
 
 @dataclass(frozen=True)

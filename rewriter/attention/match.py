@@ -149,8 +149,6 @@ class _Matcher:
         if query.heads != axes.heads:
             what = f"query has {query.heads} heads where the scores have {axes.heads}"
             raise Refused(score_node, what)
-        if value.scale != 1.0:
-            raise Refused(score_node, "value is multiplied by a number on its way")
         output = self._output(value_side, axes)
         dtype = self._common_type(score_node, [query, key, value], output)
         self._require_closed(output)
@@ -357,7 +355,7 @@ class _Matcher:
         self, context: ChainContext, value: _ValueSide, axes: ScoreAxes, *, held: int = 0
     ) -> OperandRead:
         every = (axes.index.b, axes.index.h, axes.index.k, value.channel)
-        sizes = Sizes(axes.dims[0], axes.heads, axes.dims[3], value.size, held)
+        sizes = Sizes(axes.dims[0], axes.heads, axes.dims[3], value.size, held, may_scale=False)
         operand = _Operand(value.product, value.side, value.at)
         return self._read_at(context, "value", operand, every, sizes)
 

@@ -34,6 +34,7 @@ class Sizes:
         tokens: Sq or Sk.
         channels: head dim.
         held: heads that the tensor must hold; 0 for the fewest there are.
+        may_scale: whether a factor on the way can be moved into the scores.
     """
 
     batch: Expr
@@ -41,6 +42,7 @@ class Sizes:
     tokens: Expr
     channels: int
     held: int = 0
+    may_scale: bool = True
 
     def allows(self, held: int) -> bool:
         """Whether a tensor of so many heads is wanted."""
@@ -82,7 +84,7 @@ def read_operand(
             tensor, index = step
         else:
             scaled = _scaled(context, node, index) if node is not None else None
-            if scaled is None:
+            if scaled is None or (scaled[2] != 1.0 and not sizes.may_scale):
                 return best, best_walked
             tensor, index, factor = scaled
             scale *= factor
@@ -205,7 +207,9 @@ def _arranged(
         is_whole = count == mul(sizes.batch, integer(held))
         if sizes.allows(held) and is_whole and flat == add(mul(batch, integer(held)), group):
             perm = (*lead, *(axis for axis in last if axis is not None))
-            return OperandRead(tensor, TensorLayout("BHSD"), held, 1.0, Arrangement(perm, held))
+            is_split = [dims[axis] for axis in lead] == [sizes.batch, integer(held)]
+            arrangement = Arrangement(perm, None if is_split else held)
+            return OperandRead(tensor, TensorLayout("BHSD"), held, 1.0, arrangement)
     return None
 
 

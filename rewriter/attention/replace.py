@@ -86,7 +86,7 @@ class Replacer:
             moved = self._variable(f"stof/{tensor.name}/moved", tensor.dtype, None)
             self._add("Transpose", [tensor], moved, perm=list(perm))
             tensor = moved
-        if len(perm) != 4:
+        if read.arrangement.heads is not None:
             output = self._variable(f"stof/{tensor.name}/bhsd", tensor.dtype, None)
             self._reshape(tensor, [-1, read.arrangement.heads], len(perm) - 2, output)
             tensor = output

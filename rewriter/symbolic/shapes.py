@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stof_onnx.ir.expr import Const, Expr
-from stof_onnx.ir.expr.build import add, integer, mul, sub
+from stof_onnx.ir.expr.build import add, floordiv, integer, mul, sub
 from stof_onnx.rewriter.symbolic.indexing import (
     attribute,
     axis_of,
@@ -273,15 +273,15 @@ def size(sym: SymbolicGraph, node: Node, position: int) -> Shape:
 
 @shape("Range")
 def range_(sym: SymbolicGraph, node: Node, position: int) -> Shape:
-    """(limit - start) / step for a step of 1."""
+    """(limit - start) / step, rounded up, for a known positive step."""
     start, limit, step = (sym.element(tensor, ()) for tensor in node.inputs)
-    if step != integer(1):
-        if isinstance(start, Const) and isinstance(limit, Const) and isinstance(step, Const):
-            return (integer(len(range(int(start.value), int(limit.value), int(step.value)))),)
-        raise Unliftable("Range with a step other than 1")
-    if start.kind != "int":
-        raise Unliftable("Range over floats")
-    return (sub(limit, start),)
+    if not isinstance(step, Const) or step.kind != "int" or start.kind != "int":
+        raise Unliftable("Range over floats, or with an unknown step")
+    if isinstance(start, Const) and isinstance(limit, Const):
+        return (integer(len(range(int(start.value), int(limit.value), int(step.value)))),)
+    if step.value < 1:
+        raise Unliftable(f"Range with step {step.value}")
+    return (floordiv(add(sub(limit, start), integer(int(step.value) - 1)), step),)
 
 
 @shape("ConstantOfShape")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tests.rewriter.graphs import Graph, Value
-from tests.rewriter.random_layouts import Choices, Laid, Letters
+from tests.rewriter.random_layouts import Choices, Laid, Letters, reduced
 
 Function = Callable[[Graph, Letters, Laid], Value | None]
 
@@ -60,15 +60,9 @@ def _mixed(letter: str) -> Function:
     def apply(g: Graph, letters: Letters, x: Laid) -> Value | None:
         if letter not in x.axes:
             return None
-        return g.op("Mul", x.value, _mean(g, x.value, x.axes.index(letter)))
+        return g.op("Mul", x.value, reduced(g, "ReduceMean", x.value, x.axes.index(letter)))
 
     return apply
-
-
-def _mean(g: Graph, value: Value, axis: int, op: str = "ReduceMean") -> Value:
-    if g.opset >= 18 or op == "ReduceSum":
-        return g.op(op, value, g.ints(axis), keepdims=1)
-    return g.op(op, value, axes=[axis], keepdims=1)
 
 
 def _shift(op: str, letter: str) -> Function:
@@ -77,7 +71,7 @@ def _shift(op: str, letter: str) -> Function:
     def apply(g: Graph, letters: Letters, x: Laid) -> Value | None:
         if letter not in x.axes:
             return None
-        return g.op("Sub", x.value, _mean(g, x.value, x.axes.index(letter), op))
+        return g.op("Sub", x.value, reduced(g, op, x.value, x.axes.index(letter)))
 
     return apply
 
@@ -133,7 +127,7 @@ def _through_integers(g: Graph, letters: Letters, x: Laid) -> Value:
 
 def _renormalised(g: Graph, letters: Letters, x: Laid) -> Value:
     square = g.op("Mul", x.value, x.value)
-    return g.op("Div", square, _mean(g, square, len(x.axes) - 1, "ReduceSum"))
+    return g.op("Div", square, reduced(g, "ReduceSum", square, len(x.axes) - 1))
 
 
 def _by_temperature(g: Graph, letters: Letters, x: Laid) -> Value:

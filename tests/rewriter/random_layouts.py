@@ -188,6 +188,8 @@ def _in_order(units: Sequence[str], axes: Axes) -> Iterator[str]:
             rest = rest[len(unit) :]
 
 
-def broadcastable(letters: Letters, axes: Axes, letter: str) -> list[int]:
-    """Dimensions of a constant with one number for each value of a letter, 1 elsewhere."""
-    return [letters.numbers[letter] if axis == letter else 1 for axis in axes]
+def reduced(g: Graph, op: str, value: Value, axis: int) -> Value:
+    """ReduceMax and its like along one axis, which stays."""
+    if g.opset >= 18 or op == "ReduceSum":
+        return g.op(op, value, g.ints(axis), keepdims=1)
+    return g.op(op, value, axes=[axis], keepdims=1)

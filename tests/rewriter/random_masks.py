@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from tests.rewriter.graphs import Attention, Graph, Sizes, Value
 from tests.rewriter.mask_terms import TABLE, TERMS, Bias, Term, lowest
 from tests.rewriter.random_layouts import Choices
 
-FILLS = ("lowest", -math.inf, -1e9, -1e4, -100.0)
+# None: the lowest number of the type.
+FILLS: tuple[float | None, ...] = (None, -math.inf, -1e9, -1e4, -100.0)
 _TERMS = (
     *(
         Term("causal", 0, style)
@@ -41,6 +43,16 @@ _TERMS = (
     Term("dense", 0, "rank2"),
     Term("dense", 0, "heads"),
     Term("everything"),
+)
+
+
+_BIASES: tuple[Literal["input", "keys", "table", "numbers", "heads", "slopes"], ...] = (
+    "slopes",
+    "input",
+    "keys",
+    "numbers",
+    "heads",
+    "table",
 )
 
 
@@ -145,7 +157,7 @@ class MaskWriter:
     def fill(self) -> tuple[Value, float]:
         """What hides: a scalar and its value."""
         chosen = self.c.pick("fill", FILLS)
-        value = lowest(self.a.dtype) if chosen == "lowest" else float(chosen)
+        value = lowest(self.a.dtype) if chosen is None else chosen
         shape = self.c.pick("fill shape", [(), (1,), (1, 1, 1)])
         return self.g.const(np.full(shape, value), self.a.dtype), value
 
@@ -175,19 +187,16 @@ class MaskWriter:
         return self.g.slice(rows, 3, 0, self.sizes.keys)
 
     def _bias(self) -> Value:
-        kind = self.c.pick(
-            "bias",
-            ["slopes", "input", "keys", "numbers", "heads", "table", "buckets", "rows", "distance"],
-        )
         g, a = self.g, self.a
+        if self.c.chance("", 2):
+            return Bias(self.c.pick("bias", _BIASES))._value(g, a, self.sizes)
+        kind = self.c.pick("bias", ["distance", "buckets", "rows"])
         if kind == "buckets":
             return self._buckets()
         if kind == "rows":
             return g.input("row_bias", [a.input_dims[0], 1, a.input_dims[1], 1], a.dtype)
-        if kind == "distance":
-            apart = g.op("Abs", g.op("Sub", *self._places()))
-            return g.op("Mul", g.cast(apart, a.dtype), g.const(-0.25, a.dtype))
-        return Bias(kind)._value(g, a, self.sizes)  # noqa: SLF001 - the same idioms
+        apart = g.op("Abs", g.op("Sub", *self._places()))
+        return g.op("Mul", g.cast(apart, a.dtype), g.const(-0.25, a.dtype))
 
     def _places(self) -> tuple[Value, Value]:
         return (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tests.rewriter.graphs import CHANNELS, Value
-from tests.rewriter.random_layouts import Axes, Laid, broadcastable, rearrange
+from tests.rewriter.random_layouts import Axes, Laid, rearrange, reduced
 
 if TYPE_CHECKING:
     from tests.rewriter.random_graphs import Scene
@@ -282,10 +282,7 @@ def _normed(scene: Scene, x: Laid) -> Laid:
     g, a = scene.g, scene.a
     weight = g.const([1.0 + i / 8 for i in range(a.head_dim)], a.dtype)
     square = g.op("Mul", x.value, x.value)
-    if g.opset >= 18:
-        mean = g.op("ReduceMean", square, g.ints(-1), keepdims=1)
-    else:
-        mean = g.op("ReduceMean", square, axes=[-1], keepdims=1)
+    mean = reduced(g, "ReduceMean", square, -1)
     root = g.op("Sqrt", g.op("Add", mean, g.const(1.0, a.dtype)))
     return replace(x, value=g.op("Mul", g.op("Div", x.value, root), weight))
 
@@ -336,6 +333,3 @@ def repeated(scene: Scene, x: Laid) -> Laid:
         wide = g.op("Concat", *[wide] * groups, axis=axis + 1)
     apart = (*x.axes[: axis + 1], "j", *x.axes[axis + 1 :])
     return rearrange(g, letters, c, Laid(wide, apart), named)
-
-
-__all__ = ["Operands", "broadcastable", "repeated", "write_operands"]

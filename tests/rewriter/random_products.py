@@ -99,8 +99,9 @@ def _einsum_scores(scene: Scene, q: Laid, k: Laid) -> Laid:
         return _einsum(scene, q, k, _GROUPED)
     axes = c.pick("einsum query", _QUERY_AXES)
     q = rearrange(scene.g, scene.letters, c, q, axes)
-    key_axes = tuple(axis.replace("q", "k") for axis in c.pick("einsum key", [axes, *_QUERY_AXES]))
-    k = rearrange(scene.g, scene.letters, c, repeated(scene, k), key_axes)
+    same = c.pick("einsum key", [axes, *_QUERY_AXES])
+    in_keys = tuple(axis.replace("q", "k") for axis in same)
+    k = rearrange(scene.g, scene.letters, c, repeated(scene, k), in_keys)
     if scene.has("one channel for all"):
         k = replace(k, value=scene.g.slice(k.value, k.axis("d"), 0, 1))
     if scene.has("one query channel for all"):

@@ -30,7 +30,25 @@ def integer(value: int) -> Const:
 
 def add(left: Expr, right: Expr) -> Expr:
     """left + right on ints."""
-    return _distribute_int("add", left, right) or (Poly.of(left) + Poly.of(right)).expr()
+    return _distribute_int("add", left, right) or _rejoined(Poly.of(left) + Poly.of(right)).expr()
+
+
+def _rejoined(poly: Poly) -> Poly:
+    """c * (x // c) + x % c is x: an index that was split and put together again."""
+    for atom in poly.atoms():
+        if not (isinstance(atom, Op) and atom.name == "mod"):
+            continue
+        value, divisor = atom.args
+        factor = poly.terms.get((atom,))
+        if factor is None:
+            continue
+        quotient = Poly.of(floordiv(value, divisor)) * Poly.of(divisor) * Poly.const(factor)
+        if quotient.terms and all(
+            poly.terms.get(monomial) == count for monomial, count in quotient.terms.items()
+        ):
+            whole = Poly.of(value) * Poly.const(factor)
+            return _rejoined(poly - quotient - Poly({(atom,): factor}) + whole)
+    return poly
 
 
 def mul(left: Expr, right: Expr) -> Expr:
