@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from stof_onnx.ir.expr import Const, Expr, Var, to_text
+from stof_onnx.ir.expr import Const, Expr, to_text
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.rewriter.attention.block import MaskStage, Refused, ScoreChain
 from stof_onnx.rewriter.attention.products import PRODUCT_OPS
@@ -53,12 +53,14 @@ class ChainContext:
         sym: reading of the graph.
         chain: filled on the way.
         index: of score (b, h, q, k) in the tensor that the walk has reached.
+        has_sinks: whether the Softmax also runs over sinks, which the scores are joined with.
         reaches: what :meth:`reaches_product` found, by tensor and operators.
     """
 
     sym: SymbolicGraph
     chain: ScoreChain
     index: Index = ()
+    has_sinks: bool = False
     reaches: dict[tuple[int, bool], bool] = field(default_factory=dict)
 
     def scalar(self, tensor: Tensor) -> float | None:
@@ -107,11 +109,11 @@ class ChainContext:
                 self._require_equal(node, ours, theirs)
 
     def _require_equal(self, node: Node, ours: Expr, theirs: Expr) -> None:
-        """Equal dimensions, or one that is a name and must be the other's for the graph to run."""
+        """Equal dimensions, or such as must be equal for the graph to run."""
         if theirs in (ours, integer(1)):
             return
         a, b = to_text(ours), to_text(theirs)
-        if ours == integer(1) or not (isinstance(ours, Var) or isinstance(theirs, Var)):
+        if ours == integer(1) or (isinstance(ours, Const) and isinstance(theirs, Const)):
             raise Refused(node, f"the mask makes {a} of the scores {b}")
         self.chain.assumptions[f"dimensions {a!r} and {b!r} are taken to be equal"] = None
 

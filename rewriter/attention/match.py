@@ -119,6 +119,7 @@ class _Matcher:
         column: its sinks.
         inner: nodes read so far that the block replaces.
         above: nodes between the projections and the products.
+        dtype: of the block's output, which its operands must have too; "" if it isn't known.
     """
 
     graph: gs.Graph
@@ -127,6 +128,7 @@ class _Matcher:
     column: SinkColumn | None
     inner: list[Node] = field(default_factory=list)
     above: list[Node] = field(default_factory=list)
+    dtype: str = ""
 
     @property
     def walked(self) -> list[Node]:
@@ -135,12 +137,13 @@ class _Matcher:
 
     def match(self, axes: ScoreAxes) -> AttentionBlock:
         chain = ScoreChain()
-        context = ChainContext(self.sym, chain, axes.at)
+        context = ChainContext(self.sym, chain, axes.at, has_sinks=self.column is not None)
         self.inner.append(self.softmax)
         score_node = self._walk_scores(context)
         self.inner.extend(chain.nodes)
         weights, index, guarded = self._walk_weights(axes)
         value_side = self._value_side(*self._value_product(weights), axes, index)
+        self.dtype = float_type(value_side.product.node.outputs[0])
         product, query_side = self._score_product(context, score_node, axes)
         size = self._number(product, query_side, product.contracted)
         score_side = _ScoreSide(product, context.index, size)
@@ -187,7 +190,7 @@ class _Matcher:
     def _sinks(self, context: ChainContext, axes: ScoreAxes) -> SinkRead | None:
         if self.column is None:
             return None
-        return read_sinks(context, self.column, axes.at, axes.index)
+        return read_sinks(context, self.column, axes.at, axes.index, axes.dims[1])
 
     # ------------------------------------------------------------------------------ the scores
 
@@ -348,14 +351,16 @@ class _Matcher:
         token = axes.index.q if role == "query" else axes.index.k
         tokens = axes.dims[2 if role == "query" else 3]
         every = (axes.index.b, axes.index.h, token, channel)
-        sizes = Sizes(axes.dims[0], axes.heads, tokens, size, held)
+        sizes = Sizes(axes.dims[0], axes.heads, tokens, size, held, self.dtype)
         return self._read_at(context, role, _Operand(scores.product, side, at), every, sizes)
 
     def _read_value(
         self, context: ChainContext, value: _ValueSide, axes: ScoreAxes, *, held: int = 0
     ) -> OperandRead:
         every = (axes.index.b, axes.index.h, axes.index.k, value.channel)
-        sizes = Sizes(axes.dims[0], axes.heads, axes.dims[3], value.size, held, may_scale=False)
+        sizes = Sizes(
+            axes.dims[0], axes.heads, axes.dims[3], value.size, held, self.dtype, may_scale=False
+        )
         operand = _Operand(value.product, value.side, value.at)
         return self._read_at(context, "value", operand, every, sizes)
 

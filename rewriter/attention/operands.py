@@ -34,6 +34,7 @@ class Sizes:
         tokens: Sq or Sk.
         channels: head dim.
         held: heads that the tensor must hold; 0 for the fewest there are.
+        dtype: float type that the tensor must have; "" for any.
         may_scale: whether a factor on the way can be moved into the scores.
     """
 
@@ -42,11 +43,12 @@ class Sizes:
     tokens: Expr
     channels: int
     held: int = 0
+    dtype: str = ""
     may_scale: bool = True
 
-    def allows(self, held: int) -> bool:
-        """Whether a tensor of so many heads is wanted."""
-        return self.held in (0, held)
+    def allows(self, tensor: Tensor, held: int) -> bool:
+        """Whether this tensor of so many heads is wanted."""
+        return self.held in (0, held) and self.dtype in ("", float_type(tensor))
 
 
 def read_operand(
@@ -75,7 +77,7 @@ def read_operand(
     scale = 1.0
     while True:
         found = _layout(context, tensor, index, variables, sizes)
-        if found is not None and sizes.allows(found[1]):
+        if found is not None and sizes.allows(tensor, found[1]):
             best = OperandRead(tensor, found[0], found[1], scale)
             best_walked = list(walked)
         node = producer(tensor)
@@ -205,7 +207,8 @@ def _arranged(
     for held in _divisors(sizes.heads):
         group = floordiv(head, integer(sizes.heads // held))
         is_whole = count == mul(sizes.batch, integer(held))
-        if sizes.allows(held) and is_whole and flat == add(mul(batch, integer(held)), group):
+        is_flat = flat == add(mul(batch, integer(held)), group)
+        if sizes.allows(tensor, held) and is_whole and is_flat:
             perm = (*lead, *(axis for axis in last if axis is not None))
             is_split = [dims[axis] for axis in lead] == [sizes.batch, integer(held)]
             arrangement = Arrangement(perm, None if is_split else held)

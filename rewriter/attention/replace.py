@@ -15,7 +15,7 @@ from stof_onnx.ir.expr import Const, Expr, evaluate, to_text
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.ir.operators.masked_attention import OP_TYPE, MaskedAttention
 from stof_onnx.ir.operators.registry import DOMAIN, PLUGIN_VERSION
-from stof_onnx.rewriter.attention.block import AttentionBlock, OperandRead, Refused, SinkRead
+from stof_onnx.rewriter.attention.block import AttentionBlock, OperandRead, SinkRead
 from stof_onnx.rewriter.graph import ImportedGraph, Node, Tensor, numpy_type
 from stof_onnx.rewriter.masks.lift import LiftedMask, OperandSource
 from stof_onnx.rewriter.symbolic import SymbolicGraph
@@ -149,13 +149,11 @@ class Replacer:
                 at = tuple(np.asarray(evaluate(i, {"h": h}, {})) for i in sinks.index)
                 values = np.broadcast_to(sinks.tensor.values[at], (heads,)).astype(np.float32)
                 self.made[key] = self.constant(f"stof/{sinks.tensor.name}/sinks", values)
-            elif sinks.index == (block.index.h,) and heads > 1:
+            else:
                 tensor = sinks.tensor
                 if numpy_type(tensor) != np.float32:
                     tensor = self._cast(tensor, TensorProto.FLOAT, np.float32)
                 self.made[key] = tensor
-            else:
-                raise Refused(block.softmax, f"how the sinks {sinks.tensor.name!r} are held")
         return self.made[key]
 
     # ------------------------------------------------------------------------------ new nodes
@@ -165,7 +163,7 @@ class Replacer:
         key = (name, "constant")
         if key not in self.made:
             unique = self.imported.fresh(name)
-            self.made[key] = gs.Constant(unique, np.ascontiguousarray(values))
+            self.made[key] = gs.Constant(unique, np.asarray(values, order="C"))
         return self.made[key]
 
     def _cast(self, tensor: Tensor, to: int, dtype: Any) -> Tensor:

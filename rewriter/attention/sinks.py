@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_graphsurgeon as gs
+
 from stof_onnx.ir.expr import Expr, substitute, variables
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.rewriter.attention.block import Refused, ScoreIndex, SinkRead
@@ -61,7 +63,9 @@ def _column(context: ChainContext, concat: Node, nodes: tuple[Node, ...]) -> Sin
     return SinkColumn(scores, sinks, nodes)
 
 
-def read_sinks(context: ChainContext, column: SinkColumn, at: Index, index: ScoreIndex) -> SinkRead:
+def read_sinks(
+    context: ChainContext, column: SinkColumn, at: Index, index: ScoreIndex, heads: Expr
+) -> SinkRead:
     """Where the sink of a query head is read.
 
     Args:
@@ -69,6 +73,7 @@ def read_sinks(context: ChainContext, column: SinkColumn, at: Index, index: Scor
         column: the sinks.
         at: index of score (b, h, q, k) in the tensor of scores.
         index: b, h, q and k.
+        heads: H.
 
     Raises:
         Refused: they depend on more than the head.
@@ -90,4 +95,7 @@ def read_sinks(context: ChainContext, column: SinkColumn, at: Index, index: Scor
     used = set().union(*(variables(expr) for expr in position)) if position else set()
     if used - {"h"}:
         raise Refused(column.nodes[-1], "the sinks depend on more than the head")
+    is_vector = context.sym.shape(tensor) == (heads,) and position == (index.h,)
+    if not is_vector and not isinstance(tensor, gs.Constant):
+        raise Refused(column.nodes[-1], f"the sinks {tensor.name!r} are not a vector over heads")
     return SinkRead(tensor, position)

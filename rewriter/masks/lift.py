@@ -94,7 +94,13 @@ def lift(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
         nan_to_zero=block.nan_to_zero,
         operands=tuple(source.operand for source in sources),
     )
-    return LiftedMask(program, sources, tuple(a for stage in read for a in stage.assumptions))
+    assumptions = [a for stage in read for a in stage.assumptions]
+    assumptions += [
+        f"{source.tensor!r} is taken to hold integers that float16 holds exactly"
+        for source in sources
+        if source.tensor in sym.narrowed
+    ]
+    return LiftedMask(program, sources, tuple(dict.fromkeys(assumptions)))
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,13 @@ class SymbolicGraph:
         leaf_reasons: for each tensor read as a run-time input, why it wasn't read
             through; graph inputs aren't listed.
         tables: dense bool tables that loads of constants refer to, by load source.
+        narrowed: integer tensors whose numbers are converted to float16 on the way.
     """
 
     def __init__(self, graph: gs.Graph, positive: frozenset[str] = frozenset()) -> None:
         self.leaf_reasons: dict[str, str] = {}
         self.tables: dict[str, Array] = {}
+        self.narrowed: set[str] = set()
         self.tensors: dict[str, Tensor] = graph.tensors()
         self._shapes: dict[int, Shape | Unliftable] = {}
         self._depth = 0

@@ -173,7 +173,9 @@ def _slice_bound(bound: Expr, dim: Expr) -> Expr:
         return maximum(add(bound, dim), integer(0)) if value < 0 else minimum(bound, dim)
     if is_positive(-Poly.of(bound)):
         return maximum(add(bound, dim), integer(0))
-    if not is_nonnegative(Poly.of(bound)):
+    # "The last n of 64" with n > 64 would select other elements, and too few of them.
+    counts_back = isinstance(dim, Const) and is_nonnegative(Poly.of(dim) - Poly.of(bound))
+    if not counts_back and not is_nonnegative(Poly.of(bound)):
         raise Unliftable("a Slice bound that may count from either end")
     return bound
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from stof_onnx.ir.expr import Const, Expr, Op, Poly, loads
+from stof_onnx.ir.expr import Const, Expr, Load, Op, Poly, loads
 from stof_onnx.ir.expr import build as b
 from stof_onnx.ir.expr.bounds import is_nonnegative, is_positive
 from stof_onnx.rewriter.symbolic.indexing import broadcast_index
@@ -279,7 +279,7 @@ def cast(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
     if target not in _FLOATS:
         raise Unliftable("Cast to a narrow integer type")
     result = b.to_float(value)
-    return _round_half(result) if target == TensorProto.FLOAT16 else result
+    return _round_half(sym, result) if target == TensorProto.FLOAT16 else result
 
 
 def _is_zero_one(value: Expr) -> bool:
@@ -289,10 +289,15 @@ def _is_zero_one(value: Expr) -> bool:
     return value.kind == "bool" or (isinstance(value, Const) and value.value in (0, 1))
 
 
-def _round_half(value: Expr) -> Expr:
+def _round_half(sym: SymbolicGraph, value: Expr) -> Expr:
     if isinstance(value, Const):
         with np.errstate(over="ignore"):
             return Const(float(np.float16(value.value)))
     if isinstance(value, Op) and value.name == "where":
-        return b.where(value.args[0], _round_half(value.args[1]), _round_half(value.args[2]))
+        condition, yes, no = value.args
+        return b.where(condition, _round_half(sym, yes), _round_half(sym, no))
+    if isinstance(value, Op) and value.name == "float" and isinstance(value.args[0], Load):
+        # A padding mask: its numbers are small.
+        sym.narrowed.add(value.args[0].source)
+        return value
     raise Unliftable("a run-time float rounded to float16")

@@ -16,6 +16,7 @@ from stof_onnx.rewriter.symbolic.indexing import (
     split_sizes,
 )
 from stof_onnx.rewriter.symbolic.registry import Node, Shape, Unliftable, shape
+from stof_onnx.rewriter.symbolic.sources import range_values
 
 if TYPE_CHECKING:
     from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
@@ -274,9 +275,9 @@ def size(sym: SymbolicGraph, node: Node, position: int) -> Shape:
 @shape("Range")
 def range_(sym: SymbolicGraph, node: Node, position: int) -> Shape:
     """(limit - start) / step, rounded up, for a known positive step."""
-    start, limit, step = (sym.element(tensor, ()) for tensor in node.inputs)
-    if not isinstance(step, Const) or step.kind != "int" or start.kind != "int":
-        raise Unliftable("Range over floats, or with an unknown step")
+    start, limit, step = range_values(sym, node)
+    if not isinstance(step, Const):
+        raise Unliftable("Range with an unknown step")
     if isinstance(start, Const) and isinstance(limit, Const):
         return (integer(len(range(int(start.value), int(limit.value), int(step.value)))),)
     if step.value < 1:

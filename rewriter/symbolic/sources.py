@@ -7,8 +7,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stof_onnx.ir.expr import Const, Expr, Var, loads, walk
-from stof_onnx.ir.expr.build import TRUE, add, and_, ge0, integer, maximum, minimum, mul, sub, where
+from stof_onnx.ir.expr import Const, Expr, Op, Var, loads, walk
+from stof_onnx.ir.expr.build import (
+    TRUE,
+    add,
+    and_,
+    eq,
+    ge0,
+    integer,
+    maximum,
+    minimum,
+    mul,
+    sub,
+    to_float,
+    where,
+)
 from stof_onnx.rewriter.symbolic.indexing import attribute, axis_of, optional_input
 from stof_onnx.rewriter.symbolic.registry import Index, Node, Tensor, Unliftable, element
 
@@ -43,13 +56,33 @@ def size(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
     return result
 
 
+def range_values(sym: SymbolicGraph, node: Node) -> tuple[Expr, Expr, Expr]:
+    """Start, limit and step as ints, of whatever type they are.
+
+    Raises:
+        Unliftable: they are floats that aren't whole numbers.
+    """
+    start, limit, step = (_whole(sym.element(tensor, ())) for tensor in node.inputs)
+    return start, limit, step
+
+
+def _whole(value: Expr) -> Expr:
+    """The int that a float was made of."""
+    if value.kind == "int":
+        return value
+    if isinstance(value, Const) and value.value == int(value.value):
+        return integer(int(value.value))
+    if isinstance(value, Op) and value.name == "float":
+        return value.args[0]
+    raise Unliftable("Range over floats")
+
+
 @element("Range")
 def range_(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
     """start + i * step."""
-    start, _, step = (sym.element(tensor, ()) for tensor in node.inputs)
-    if start.kind != "int" or step.kind != "int":
-        raise Unliftable("Range over floats")
-    return add(start, mul(index[0], step))
+    start, _, step = range_values(sym, node)
+    value = add(start, mul(index[0], step))
+    return value if sym.element(node.inputs[0], ()).kind == "int" else to_float(value)
 
 
 @element("ConstantOfShape")
@@ -77,20 +110,17 @@ def trilu(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
     return where(inside, value, zero[value.kind])
 
 
-@element("Tile")
-def tile(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
-    """Repeats of an axis of length 1 read index 0; other repeats are refused."""
-    dims = sym.shape(node.inputs[0])
-    repeats = sym.values(node.inputs[1])
-    moved: list[Expr] = []
-    for i, dim, repeat in zip(index, dims, repeats, strict=True):
-        if dim == integer(1):
-            moved.append(integer(0))
-        elif repeat == integer(1):
-            moved.append(i)
-        else:
-            raise Unliftable("Tile of an axis longer than 1")
-    return sym.element(node.inputs[0], tuple(moved))
+@element("OneHot")
+def one_hot(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
+    """The on-value where the new axis is at the index, the off-value elsewhere."""
+    indices, depth, values = node.inputs
+    axis = axis_of(attribute(node, "axis", -1), len(index))
+    at = sym.element(indices, (*index[:axis], *index[axis + 1 :]))
+    (size,) = sym.values(depth)
+    off, on = sym.values(values)
+    # Negative indices count from the end.
+    wrapped = where(ge0(at), at, add(at, size)) if at.kind == "int" else at
+    return where(eq(wrapped, index[axis]), on, off)
 
 
 @element("Concat")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stof_onnx.ir.expr import Const
-from stof_onnx.ir.expr.build import add, integer, mul
+from stof_onnx.ir.expr.build import add, integer, mod, mul
 from stof_onnx.rewriter.symbolic.indexing import (
     attribute,
     axis_of,
@@ -79,6 +79,17 @@ def squeeze(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tupl
 def expand(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tuple[Tensor, Index]:
     """Broadcast axes read index 0."""
     return node.inputs[0], broadcast_index(index, sym.shape(node.inputs[0]))
+
+
+@view("Tile")
+def tile(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tuple[Tensor, Index]:
+    """Each repeat reads the same elements."""
+    dims = sym.shape(node.inputs[0])
+    repeats = sym.values(node.inputs[1])
+    return node.inputs[0], tuple(
+        i if repeat == integer(1) else mod(i, dim)
+        for i, dim, repeat in zip(index, dims, repeats, strict=True)
+    )
 
 
 @view("Slice")

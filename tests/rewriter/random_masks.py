@@ -168,8 +168,8 @@ class MaskWriter:
             return self._bias()
         if kind == "float table":
             return self._scaled_table()
-        keep, (fill, _) = self.keep(), self.fill()
-        if kind == "product":
+        keep, (fill, number) = self.keep(), self.fill()
+        if kind == "product" and math.isfinite(number):  # 0 * -inf is NaN for every kept pair
             inverted = self.g.op(
                 "Sub", self.g.const(1.0, self.a.dtype), self.g.cast(keep, self.a.dtype)
             )

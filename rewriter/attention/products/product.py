@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stof_onnx.ir.expr import Expr
+from stof_onnx.ir.expr import Expr, Op, to_text, walk
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.rewriter.graph import Node, Tensor
-from stof_onnx.rewriter.symbolic import SymbolicGraph
+from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 from stof_onnx.rewriter.symbolic.registry import Index
 
 Labels = tuple[str, ...]
@@ -43,11 +43,32 @@ class Product:
     def operand_index(self, sym: SymbolicGraph, side: int, at: Mapping[str, Expr]) -> Index:
         """Index of an operand where the labels have these values; broadcast axes read 0."""
         dims = sym.shape(self.operand(side))
+        for label, dim in zip(self.labels[side], dims, strict=True):
+            self._require_same_size(sym, side, label, dim)
         return tuple(
             integer(0) if dim == integer(1) else at[label]
             for label, dim in zip(self.labels[side], dims, strict=True)
         )
 
+    def _require_same_size(self, sym: SymbolicGraph, side: int, label: str, dim: Expr) -> None:
+        """Only an axis known to have size 1 is broadcast; never the one that is summed over.
+
+        Sums and products of names must be equal for the graph to run; a Slice to the first
+        element of a run-time axis, say, may or may not have size 1.
+        """
+        if label not in self.labels[1 - side]:
+            return
+        other = self.size(sym, 1 - side, label)
+        if dim == other:
+            return
+        is_one = integer(1) in (dim, other)
+        if (label == self.contracted) if is_one else not (_is_plain(dim) and _is_plain(other)):
+            raise Unliftable(f"an axis of {to_text(dim)} meets one of {to_text(other)}")
+
     def size(self, sym: SymbolicGraph, side: int, label: str) -> Expr:
         """Length of an operand's axis."""
         return sym.shape(self.operand(side))[self.labels[side].index(label)]
+
+
+def _is_plain(dim: Expr) -> bool:
+    return all(node.name in ("add", "mul") for node in walk(dim) if isinstance(node, Op))

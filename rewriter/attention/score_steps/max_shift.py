@@ -5,6 +5,8 @@ Sub(S, ReduceMax(S, axis=-1, keepdims=1))  ->  S
 
 from __future__ import annotations
 
+from stof_onnx.ir.expr import variables
+from stof_onnx.rewriter.attention.block import Refused
 from stof_onnx.rewriter.attention.context import ChainContext
 from stof_onnx.rewriter.graph import Node, Tensor, producer
 from stof_onnx.rewriter.symbolic.indexing import attribute, axis_of, optional_input
@@ -15,6 +17,16 @@ def step(context: ChainContext, node: Node) -> Tensor | None:
     if node.op != "Sub" or not shifts_by_maximum(context, node):
         return None
     scores, shift = node.inputs
+    if context.chain.softcap:
+        raise Refused(node, "the maximum is subtracted before the scores are capped")
+    if context.has_sinks:
+        raise Refused(node, "the maximum is subtracted from the scores and not from the sinks")
+    if any(stage.mode != "add" for stage in context.chain.stages):
+        # A row of -inf is NaN from here on, and no number that is written over it mends that.
+        raise Refused(node, "the maximum is subtracted before scores are written over")
+    used = [variables(expr) for expr in context.index]
+    if used and (not used[-1] <= {"k"} or any("k" in names for names in used[:-1])):
+        raise Refused(node, "the maximum that is subtracted isn't that of all keys")
     context.chain.nodes.append(producer(shift))
     return scores
 

@@ -25,4 +25,16 @@ def step(context: WeightContext, tensor: Tensor, users: Sequence[Node]) -> Weigh
         # have lost bits on the way that the stof node keeps.
         if target in _BITS and _BITS[target] <= _BITS.get(source, 0):
             return WeightStep(user.outputs[0], (user,))
+        return _there_and_back(user, source)
     return None
+
+
+def _there_and_back(widened: Node, source: str) -> WeightStep | None:
+    """A Cast to a wider type that is cast back at once changes nothing."""
+    users = widened.outputs[0].outputs
+    if len(users) != 1 or users[0].op != "Cast" or source not in _BITS:
+        return None
+    back = users[0]
+    if float_type(widened.outputs[0]) != "float32" or float_type(back.outputs[0]) != source:
+        return None
+    return WeightStep(back.outputs[0], (widened, back))
