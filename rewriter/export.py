@@ -1,4 +1,4 @@
-"""Write a changed graph back into a copy of its model.
+"""Write a changed graph back into its model or a copy of it.
 
 Only what changed is written anew: inputs that were rewired, new nodes, new constants.
 Nodes that nothing needs any more are left out.
@@ -15,32 +15,38 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
 from stof_onnx.ir.nesting import reads
-from stof_onnx.rewriter.graph import ImportedGraph, Node
+from stof_onnx.rewriter.graph import ImportedGraph, Node, constant_values
 
 
 def export_model(
-    imported: ImportedGraph, original: onnx.ModelProto, domains: Iterable[tuple[str, int]]
+    imported: ImportedGraph,
+    original: onnx.ModelProto,
+    domains: Iterable[tuple[str, int]],
+    *,
+    in_place: bool = False,
 ) -> onnx.ModelProto:
     """The model with the graph's changes.
 
     Args:
         imported: the changed graph.
-        original: the model it was read from; not changed.
+        original: the model it was read from.
         domains: (domain, version) of operators that the changes brought in.
+        in_place: change ``original`` and return it, instead of copying it with its weights.
     """
     written = (_node_proto(imported, node) for node in imported.graph.nodes)
     nodes = [*imported.folded.values(), *(node for node in written if node is not None)]
     kept = _sorted(_live(nodes, original.graph), original.graph)
-    result = onnx.ModelProto()
-    for descriptor, value in original.ListFields():
-        if descriptor.name == "graph":
-            continue
-        target = getattr(result, descriptor.name)
-        if hasattr(target, "MergeFrom"):
-            target.MergeFrom(value)
-        else:
-            setattr(result, descriptor.name, value)
-    _write_graph(result.graph, original.graph, kept, imported)
+    used = {name for node in kept for name in reads(node)}
+    used |= {value.name for value in (*original.graph.input, *original.graph.output)}
+    made = {name for node in kept for name in node.output}
+    declared = {value.name for value in original.graph.value_info}
+    if in_place:
+        result = original
+        _remove(result.graph, used, made)
+    else:
+        result = _copy_without_nodes(original, used, made)
+    result.graph.node.extend(kept)
+    _add_tensors(result.graph, imported, used - made, made - declared)
     known = {entry.domain for entry in result.opset_import}
     result.opset_import.extend(
         onnx.helper.make_opsetid(domain, version)
@@ -121,35 +127,51 @@ def _sorted(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.No
     return [nodes[i] for i in order]
 
 
-def _write_graph(
-    target: onnx.GraphProto,
-    source: onnx.GraphProto,
-    nodes: list[onnx.NodeProto],
-    imported: ImportedGraph,
-) -> None:
-    used = {name for node in nodes for name in reads(node)}
-    used |= {value.name for value in (*source.input, *source.output)}
-    made = {name for node in nodes for name in node.output}
+def _remove(graph: onnx.GraphProto, used: set[str], made: set[str]) -> None:
+    """Take out all nodes, and the tensors that no node uses or makes any more."""
+    del graph.node[:]
+    for values, names in ((graph.initializer, used), (graph.value_info, made)):
+        for position in reversed(range(len(values))):
+            if values[position].name not in names:
+                del values[position]
+
+
+def _copy_without_nodes(
+    original: onnx.ModelProto, used: set[str], made: set[str]
+) -> onnx.ModelProto:
+    """A copy of the model that has no nodes, and only the tensors that nodes use or make."""
+    result = onnx.ModelProto()
+    _copy_fields(original, result, {"graph"})
+    source, target = original.graph, result.graph
+    _copy_fields(source, target, {"node", "initializer", "value_info"})
+    target.initializer.extend(t for t in source.initializer if t.name in used)
+    target.value_info.extend(v for v in source.value_info if v.name in made)
+    return result
+
+
+def _copy_fields(source: Any, target: Any, excepted: set[str]) -> None:
     for descriptor, value in source.ListFields():
-        if descriptor.name in ("node", "initializer", "value_info"):
+        if descriptor.name in excepted:
             continue
         field = getattr(target, descriptor.name)
         if hasattr(field, "MergeFrom"):
             field.MergeFrom(value)
         else:
             setattr(target, descriptor.name, value)
-    target.node.extend(nodes)
-    target.initializer.extend(t for t in source.initializer if t.name in used)
-    present = {tensor.name for tensor in target.initializer} | made
-    present |= {sparse.values.name for sparse in source.sparse_initializer}
-    present |= {value.name for value in source.input}
-    declared = {value.name for value in source.value_info}
-    target.value_info.extend(v for v in source.value_info if v.name in made)
+
+
+def _add_tensors(
+    graph: onnx.GraphProto, imported: ImportedGraph, used: set[str], undeclared: set[str]
+) -> None:
+    """Add the rewriter's constants, and the types that it wrote to its tensors."""
+    present = {tensor.name for tensor in graph.initializer}
+    present |= {sparse.values.name for sparse in graph.sparse_initializer}
+    present |= {value.name for value in graph.input}
     for name, tensor in imported.graph.tensors().items():
         if isinstance(tensor, gs.Constant) and name in used and name not in present:
-            target.initializer.append(numpy_helper.from_array(tensor.values, name))
-        elif name in made and name not in declared and _is_typed(tensor):
-            target.value_info.append(
+            graph.initializer.append(numpy_helper.from_array(constant_values(tensor), name))
+        elif name in undeclared and _is_typed(tensor):
+            graph.value_info.append(
                 onnx.helper.make_tensor_value_info(
                     name, _without_numpy_type(tensor.dtype), tensor.shape
                 )

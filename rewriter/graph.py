@@ -8,6 +8,7 @@ metadata stay as they were, byte for byte, whatever types they have.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from stof_onnx.ir.errors import InputError
@@ -162,7 +164,8 @@ def _inferred_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     graph.output.extend(model.graph.output)
     graph.value_info.extend(model.graph.value_info)
     for tensor in model.graph.initializer:
-        if tensor.ByteSize() <= _SMALL:
+        # The shape comes first: to know its size, protobuf would serialize a large tensor.
+        if math.prod(tensor.dims) <= _SMALL and tensor.ByteSize() <= _SMALL:
             graph.initializer.append(tensor)
         else:
             info = onnx.helper.make_tensor_value_info(
@@ -237,6 +240,12 @@ def numpy_type(tensor: Tensor) -> np.dtype[Any] | None:
         return None if tensor.dtype is None else np.dtype(tensor.dtype)
     except TypeError:
         return None
+
+
+def constant_values(constant: gs.Constant) -> np.ndarray[Any, Any]:
+    """A constant's values, read for this once; its attribute ``values`` would keep a copy."""
+    values = constant._values
+    return np.asarray(values.load() if isinstance(values, LazyValues) else values)
 
 
 def producer(tensor: Tensor) -> Node | None:

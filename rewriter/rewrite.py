@@ -22,10 +22,16 @@ from stof_onnx.ir.operators.masked_attention import MaskedAttention
 from stof_onnx.ir.operators.registry import DOMAIN, PLUGIN_VERSION
 from stof_onnx.ir.operators.tensor_info import ONNX_TYPES, TensorInfo
 from stof_onnx.rewriter.attention.block import AttentionBlock, Refused
-from stof_onnx.rewriter.attention.find import is_attention_like, score_product, score_symbols
+from stof_onnx.rewriter.attention.find import (
+    find_in_bodies,
+    is_attention_like,
+    score_product,
+    score_symbols,
+)
 from stof_onnx.rewriter.attention.match import match_block
 from stof_onnx.rewriter.attention.replace import Replacer
 from stof_onnx.rewriter.export import export_model
+from stof_onnx.rewriter.functions import with_functions_inlined
 from stof_onnx.rewriter.graph import (
     ImportedGraph,
     Node,
@@ -110,7 +116,7 @@ class Rewrite:
     """The rewritten model and what happened to each attention-like block.
 
     Attributes:
-        model: the rewritten model; the original where nothing was fused.
+        model: the rewritten model; the original where nothing was fused, or in place.
         blocks: each attention-like block.
         nodes_before, nodes_after: operators in the graph.
         notes: what a user should know.
@@ -123,6 +129,11 @@ class Rewrite:
     nodes_after: int
     notes: tuple[str, ...] = ()
     tables: tuple[AddedTable, ...] = ()
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether any block was fused."""
+        return any(isinstance(block, FusedBlock) for block in self.blocks)
 
 
 @dataclass
@@ -145,19 +156,24 @@ def rewrite(
     on_block: Advance = lambda: None,
     refuse: Refuse = lambda record: None,
     mask_tables: bool = False,
+    *,
+    in_place: bool = False,
 ) -> Rewrite:
     """Replace every attention block that can be read and proven.
 
     Args:
-        model: not changed.
+        model: not changed, unless ``in_place``.
         on_found: called with the number of attention-like blocks.
         on_block: called after each of them.
         refuse: asked before a block is replaced; a reason leaves it as it is.
         mask_tables: give dense run-time masks a StofMaskTable node, which lets kernels skip
             their empty tiles; without kernels it would only cost.
+        in_place: make the rewritten model out of the given one, whose weights are then not
+            copied.
     """
     _require_opset(model)
-    imported = import_graph(model)
+    whole = with_functions_inlined(model)
+    imported = import_graph(whole)
     graph = imported.graph
     lowered, unlowered = lower_all(imported, SymbolicGraph(graph))
     sym = SymbolicGraph(graph)
@@ -171,6 +187,10 @@ def rewrite(
     operators = {id(operator.softmax): operator for operator in lowered}
     blocks: list[FusedBlock | RefusedBlock] = [
         RefusedBlock(refusal.name, str(refusal)) for refusal in unlowered
+    ]
+    blocks += [
+        RefusedBlock(node_name(softmax), f"it is in the body of {owner}, which is not rewritten")
+        for softmax, owner in find_in_bodies(graph)
     ]
     for softmax in softmaxes:
         blocks.append(_fuse(context, softmax, operators.pop(id(softmax), None)))
@@ -187,7 +207,8 @@ def rewrite(
     sink_head_transposes(imported, sym)
     merge_projections(imported, sym)
     final = tuple(_as_written(context, block) for block in blocks)
-    rewritten = export_model(imported, model, [(DOMAIN, int(PLUGIN_VERSION))])
+    domains = [(DOMAIN, int(PLUGIN_VERSION))]
+    rewritten = export_model(imported, model, domains, in_place=in_place)
     after = len(rewritten.graph.node)
     tables = added_tables(imported)
     return Rewrite(rewritten, final, before, after, _notes(final), tables)

@@ -2,8 +2,8 @@
 
 Scores are mostly [B, H, Sq, Sk]; exporters also merge heads into the batch ([B*H, Sq, Sk]),
 keep groups of heads apart ([B, Hkv, G, Sq, Sk]) or windows ([B, windows, H, N, N]). The key
-axis is the one that the Softmax runs over, the query axis the last of the others; the rest is
-cut into batch and heads in every way that its sizes allow, and the way that lets query, key
+axis is the one that the Softmax runs over, the query axis mostly the last of the others; the rest
+is cut into batch and heads in every way that its sizes allow, and the way that lets query, key
 and value be read is the right one.
 """
 
@@ -50,23 +50,28 @@ def split_axes(shape: Shape, key_axis: int, hints: Sequence[int] = ()) -> Iterat
         key_axis: that the Softmax runs over.
         hints: numbers of heads that may be merged into an axis.
     """
-    axes = [axis for axis in range(len(shape)) if axis != key_axis]
-    *lead, query_axis = axes
-    last = (query_axis, key_axis)
-    # [B, H, ...] first, then heads merged into the batch, then axes that are all of one kind.
-    for cut in range(1, len(lead)):
-        yield from _cut(shape, lead, cut, last)
-    yield from _merged(shape, lead, hints, last)
-    for cut in dict.fromkeys((len(lead), 0)):
-        yield from _cut(shape, lead, cut, last)
+    others = [axis for axis in range(len(shape)) if axis != key_axis]
+    # The query axis is nearly always the last of the others.
+    for query_axis in reversed(others):
+        lead, last = [axis for axis in others if axis != query_axis], (query_axis, key_axis)
+        # [B, H, ...] first, then heads merged into the batch, then axes that are all of one kind.
+        for cut in range(1, len(lead)):
+            yield from _cut(shape, (lead[:cut], lead[cut:]), last)
+        yield from _merged(shape, lead, hints, last)
+        for cut in range(1, len(lead)):
+            yield from _cut(shape, (lead[cut:], lead[:cut]), last)
+        yield from _cut(shape, (lead, []), last)
+        if lead:
+            yield from _cut(shape, ([], lead), last)
 
 
-def _cut(shape: Shape, lead: Sequence[int], cut: int, last: tuple[int, int]) -> Iterator[ScoreAxes]:
-    """The first leading axes are the batch, the others the heads."""
-    heads = product([shape[axis] for axis in lead[cut:]]).constant
-    if heads is not None and 1 <= heads <= _MOST_HEADS:
-        batch = product([shape[axis] for axis in lead[:cut]]).expr()
-        yield _axes(shape, (lead[:cut], lead[cut:]), last, batch, heads)
+def _cut(
+    shape: Shape, lead: tuple[Sequence[int], Sequence[int]], last: tuple[int, int]
+) -> Iterator[ScoreAxes]:
+    """Some of the leading axes are the batch, the others the heads."""
+    batch, heads = (product([shape[axis] for axis in axes]) for axes in lead)
+    if heads.constant is not None and 1 <= heads.constant <= _MOST_HEADS:
+        yield _axes(shape, lead, last, batch.expr(), heads.constant)
 
 
 def _merged(

@@ -133,6 +133,7 @@ class OutputWrite:
         nodes: nodes between the product with value and the tensor.
         lead: where the tensor is [*lead, Sq, D] and must be made from [B, H, Sq, D] by a
             Reshape: its leading dimensions, else None.
+        perm: where it must be made from [B, H, Sq, D] by a Transpose, else None.
     """
 
     tensor: Tensor
@@ -140,6 +141,7 @@ class OutputWrite:
     rank: int
     nodes: tuple[Node, ...]
     lead: tuple[Expr, ...] | None = None
+    perm: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

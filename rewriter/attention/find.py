@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_graphsurgeon as gs
 
 from stof_onnx.ir.expr import Var
@@ -10,7 +12,7 @@ from stof_onnx.rewriter.attention.axes import head_hints
 from stof_onnx.rewriter.attention.block import ScoreChain
 from stof_onnx.rewriter.attention.context import ChainContext
 from stof_onnx.rewriter.attention.products import PRODUCT_OPS, read_product
-from stof_onnx.rewriter.graph import Node, Tensor, consumers, producer
+from stof_onnx.rewriter.graph import Node, Tensor, consumers, node_name, producer
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 from stof_onnx.rewriter.symbolic.registry import Index, Shape
 
@@ -31,6 +33,20 @@ def is_attention_like(graph: gs.Graph, sym: SymbolicGraph, softmax: Node) -> boo
             return True
         frontier = [output for user in users for output in user.outputs]
     return False
+
+
+def find_in_bodies(graph: gs.Graph) -> Iterator[tuple[Node, str]]:
+    """(Softmax, what it is in) of attention in the bodies of If, Loop and Scan."""
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            for body in value if isinstance(value, list) else [value]:
+                if not isinstance(body, gs.Graph):
+                    continue
+                sym = SymbolicGraph(body)
+                for inner in body.nodes:
+                    if inner.op == "Softmax" and is_attention_like(body, sym, inner):
+                        yield inner, f"{node.op} {node_name(node)!r}"
+                yield from find_in_bodies(body)
 
 
 def _is_of_values(node: Node) -> bool:

@@ -37,6 +37,11 @@ class OutputSizes:
     heads: int
     head_dim: int
 
+    @property
+    def bhsd(self) -> tuple[Expr, Expr, Expr, Expr]:
+        """Dimensions of the output with its heads apart."""
+        return (self.batch, integer(self.heads), self.queries, integer(self.head_dim))
+
 
 def find_output(
     graph: gs.Graph, sym: SymbolicGraph, product: Tensor, at: Index, sizes: OutputSizes
@@ -89,6 +94,11 @@ def _own_layout(
         return OutputWrite(product, "BHSD", 4, ())
     if at == (index.b, index.q, index.h, sizes.channel):
         return OutputWrite(product, "BSHD", 4, ())
+    order = (index.b, index.h, *tail)
+    if len(at) == 4 and sorted(map(repr, at)) == sorted(map(repr, order)):
+        perm = _permutation(at, order)
+        if tuple(dims[axis] for axis in _inverse(perm)) == sizes.bhsd:
+            return OutputWrite(product, "BHSD", 4, (), perm=perm)
     lead = dims[:-2]
     flat: Expr = integer(0)
     for dim, i in zip(lead, at[:-2], strict=True):
@@ -99,6 +109,21 @@ def _own_layout(
     if at[-2:] == tail and flat == wanted and solvable:
         return OutputWrite(product, "BHSD", 4, (), lead)
     return None
+
+
+def _permutation(at: Index, order: Index) -> tuple[int, ...]:
+    """``perm`` of the Transpose that puts axes of ``order`` where ``at`` has them."""
+    left = list(range(len(order)))
+    perm = []
+    for expr in at:
+        axis = next(axis for axis in left if order[axis] == expr)
+        left.remove(axis)
+        perm.append(axis)
+    return tuple(perm)
+
+
+def _inverse(perm: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(perm.index(axis) for axis in range(len(perm)))
 
 
 def _at(at: Index, sizes: OutputSizes, head: Expr, channel: Expr) -> Index:

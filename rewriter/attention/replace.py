@@ -47,13 +47,7 @@ class Replacer:
         output = block.output.tensor
         output.inputs.clear()
         shape = [_declared(dim) for dim in self.sym.shape(output)]
-        made = output
-        if block.output.lead is not None:
-            made = self._variable(f"{output.name}/bhsd", output.dtype, None)
-            dims = [block.dims[0], block.dims[1], block.dims[2], integer(block.value_head_dim)]
-            made.shape = [_declared(dim) for dim in dims]
-            lead = [_declared(dim) for dim in block.output.lead]
-            self._reshape(made, [d if isinstance(d, int) else -1 for d in lead], 2, output)
+        made = self._before(block, output)
         node = gs.Node(
             op=OP_TYPE,
             name=self.imported.fresh(f"stof/{block.name}"),
@@ -71,6 +65,20 @@ class Replacer:
         output.shape = shape
         self.imported.graph.nodes.append(node)
         return node
+
+    def _before(self, block: AttentionBlock, output: Tensor) -> Tensor:
+        """What the node makes: the output, or the [B, H, Sq, D] that becomes it."""
+        write = block.output
+        if write.lead is None and write.perm is None:
+            return output
+        dims = [block.dims[0], block.dims[1], block.dims[2], integer(block.value_head_dim)]
+        made = self._variable(f"{output.name}/bhsd", output.dtype, [_declared(d) for d in dims])
+        if write.perm is not None:
+            self._add("Transpose", [made], output, perm=list(write.perm))
+        else:
+            lead = [_declared(dim) for dim in write.lead or ()]
+            self._reshape(made, [d if isinstance(d, int) else -1 for d in lead], 2, output)
+        return made
 
     # ------------------------------------------------------------------- query, key and value
 

@@ -12,13 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from stof_onnx.ir.expr import Const, to_text
 from stof_onnx.ir.operators.masked_attention import OP_TYPE
-from stof_onnx.rewriter.graph import ImportedGraph, Node, Tensor, is_graph_output, producer
+from stof_onnx.rewriter.graph import (
+    ImportedGraph,
+    Node,
+    Tensor,
+    constant_values,
+    is_graph_output,
+    live_nodes,
+    producer,
+)
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 
 _ROLES = ("query", "key", "value")
@@ -58,7 +68,7 @@ def merge_projections(imported: ImportedGraph, sym: SymbolicGraph) -> int:
     Returns:
         How many projections became part of another.
     """
-    merger = _Merger(imported, sym, {})
+    merger = _Merger(imported, sym, live_nodes(imported.graph), {})
     return sum(merger.merge(node) for node in list(imported.graph.nodes) if node.op == OP_TYPE)
 
 
@@ -66,6 +76,7 @@ def merge_projections(imported: ImportedGraph, sym: SymbolicGraph) -> int:
 class _Merger:
     imported: ImportedGraph
     sym: SymbolicGraph
+    live: set[int]
     joined: dict[tuple[int, ...], gs.Constant]
 
     def merge(self, node: Node) -> int:
@@ -83,13 +94,15 @@ class _Merger:
         output = node.inputs[position]
         if node.attrs[f"{role}_layout"] != "BSHD" or is_graph_output(self.imported.graph, output):
             return None
-        if any(user is not node for user in output.outputs) or len(output.outputs) != 1:
+        if not self._is_read_once(output):
             return None
         last = producer(output)
         product, bias = last, None
         if last is not None and last.op == "Add":
             product, bias = _bias(last)
-        if product is None or product.op != "MatMul" or len(product.outputs[0].outputs) != 1:
+        if product is None or product.op != "MatMul":
+            return None
+        if not self._is_read_once(product.outputs[0]):
             return None
         if is_graph_output(self.imported.graph, product.outputs[0]):
             return None
@@ -103,6 +116,10 @@ class _Merger:
         except Unliftable:
             return None
         return _Projection(role, position, source, weight, bias, output) if rank == 3 else None
+
+    def _is_read_once(self, tensor: Tensor) -> bool:
+        """Users that fusion left behind, such as the Shape of a projection, don't count."""
+        return sum(id(user) in self.live for user in tensor.outputs) == 1
 
     def _join(self, node: Node, group: Sequence[_Projection]) -> None:
         source, first = group[0].source, group[0].output
@@ -127,7 +144,7 @@ class _Merger:
     def _constant(self, parts: Sequence[gs.Constant], name: str, axis: int) -> gs.Constant:
         key = tuple(id(part) for part in parts)
         if key not in self.joined:
-            values = np.concatenate([part.values for part in parts], axis=axis)
+            values = _Joined(parts, axis)
             self.joined[key] = gs.Constant(self.imported.fresh(name), values)
         return self.joined[key]
 
@@ -140,6 +157,21 @@ class _Merger:
     def _add(self, op_type: str, inputs: list[Tensor], output: Tensor) -> None:
         node = gs.Node(op_type, output.name, inputs=inputs, outputs=[output])
         self.imported.graph.nodes.append(node)
+
+
+class _Joined(LazyValues):  # type: ignore[misc]
+    """Constants that are joined when they are written, one at a time."""
+
+    def __init__(self, parts: Sequence[gs.Constant], axis: int) -> None:
+        self._parts = parts
+        self._axis = axis
+        self.dtype = parts[0].dtype
+        self.shape = list(parts[0].shape)
+        self.shape[axis] = sum(part.shape[axis] for part in parts)
+
+    def load(self) -> np.ndarray[Any, Any]:
+        """The joined values."""
+        return np.concatenate([constant_values(part) for part in self._parts], self._axis)
 
 
 def _bias(add: Node) -> tuple[Node | None, gs.Constant | None]:

@@ -271,6 +271,7 @@ FORMS = [
     # around the softmax
     form("last axis by its number", axis=3),
     form("NaN guard through a Cast", hooks={"weights": cast_guard("bool")}),
+    form("dropout of scores", hooks={"scores": apply("Dropout")}),
     form("dropout", hooks={"weights": apply("Dropout")}),
     form("identities", hooks={"scores": apply("Identity"), "weights": apply("Identity")}),
     form("half", "padding", dtype="float16", masks=(PADDING,), guard=True),
@@ -440,6 +441,36 @@ def test_heads_may_be_seen_as_a_part_of_the_batch(monkeypatch):
         assert check_attention(attention).attributes.num_heads == 1
 
 
+@pytest.mark.parametrize(
+    ("scores", "weights", "output"),
+    [
+        ("bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", "bqhd"),
+        ("bqhd,bkhd->bqhk", "bqhk,bkhd->bqhd", "bqhd"),
+        ("bqhd,bkhd->hbqk", "hbqk,bkhd->bhqd", "bhqd"),
+        ("bqhd,bkhd->bhqk", "bhqk,bkhd->qbhd", "qbhd"),
+        ("bqhd,bkhd->bhqk", "bhqk,bkhd->bhdq", "bhdq"),
+        ("bkhd,bqhd->bhqk", "bkhd,bhqk->bqhd", "bqhd"),
+    ],
+)
+def test_einsums_with_labels_in_any_order(scores, weights, output):
+    g = Graph()
+    dims = {"b": "batch", "q": "sequence", "k": "memory", "h": 2, "d": 4}
+    at = {name: [dims[c] for c in labels] for name, labels in (("q", "bqhd"), ("k", "bkhd"))}
+    query, key, value = (
+        g.input(name, at["q" if name == "query" else "k"], "float32")
+        for name in ("query", "key", "value")
+    )
+    swapped = scores.startswith("bk")
+    product = g.op("Einsum", *((key, query) if swapped else (query, key)), equation=scores)
+    softmax = g.op("Softmax", product, axis=-1)
+    operands = (value, softmax) if swapped else (softmax, value)
+    result = g.op("Einsum", *operands, equation=weights)
+    g.output(result, [dims[c] for c in output], "float32", "output")
+    (block,) = check_graph(g, 1e-5).blocks
+    assert isinstance(block, FusedBlock), block.reason
+    assert (block.attributes.num_heads, block.attributes.head_dim) == (2, 4)
+
+
 def test_the_first_query_alone_is_not_all_queries():
     # A class token's attention: Sq is 1, but the projection holds every token.
     check_attention(Attention(queries="sequence", output="heads", hooks={"query": cut(2, 0, 1)}))
@@ -519,6 +550,72 @@ def test_model_local_functions_survive():
     done = rewrite(model)
     onnx.checker.check_model(done.model)
     assert [f.name for f in done.model.functions] == ["Twice"]
+
+
+def function_of(model: onnx.ModelProto, name: str) -> onnx.FunctionProto:
+    """The whole graph of a model as a function; weights become Constant nodes."""
+    graph = model.graph
+    constants = [
+        helper.make_node("Constant", [], [tensor.name], value=tensor)
+        for tensor in graph.initializer
+    ]
+    return helper.make_function(
+        "local",
+        name,
+        [value.name for value in graph.input],
+        [value.name for value in graph.output],
+        [*constants, *graph.node],
+        [entry for entry in model.opset_import if not entry.domain],
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_attention_in_a_function_is_fused_where_it_is_called(depth):
+    inner = build(Attention(masks=(PADDING,))).model()
+    inputs = [value.name for value in inner.graph.input]
+    functions = [function_of(inner, "F0")]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    for level in range(1, depth):
+        call = helper.make_node(f"F{level - 1}", inputs, ["output"], domain="local")
+        functions.append(
+            helper.make_function("local", f"F{level}", inputs, ["output"], [call], opsets)
+        )
+    call = helper.make_node(f"F{depth - 1}", inputs, ["output"], domain="local", name="call")
+    graph = helper.make_graph([call], "graph", inner.graph.input, inner.graph.output)
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
+    before = model.SerializeToString()
+    done = rewrite(model)
+    assert model.SerializeToString() == before
+    (block,) = done.blocks
+    assert isinstance(block, FusedBlock), block.reason
+    g = build(Attention(masks=(PADDING,)))
+    sizes = {"batch": 2, "sequence": 7}
+    for feeds in feeds_of(g.inputs.values(), sizes):
+        assert_close(run(inner, feeds), run(expand_model(done.model), feeds), 1e-5)
+
+
+def test_attention_in_a_body_is_named():
+    inner = build(Attention(masks=(PADDING,))).model().graph
+    body = helper.make_graph(list(inner.node), "body", [], list(inner.output), inner.initializer)
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["hidden"], ["same"])],
+        "other",
+        [],
+        [helper.make_tensor_value_info("same", TYPES["float32"], None)],
+    )
+    choice = helper.make_node(
+        "If", ["condition"], ["chosen"], name="choice", then_branch=body, else_branch=other
+    )
+    condition = helper.make_tensor_value_info("condition", TYPES["bool"], [])
+    graph = helper.make_graph(
+        [choice],
+        "graph",
+        [*inner.input, condition],
+        [helper.make_tensor_value_info("chosen", TYPES["float32"], None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (reason,) = refusals(model)
+    assert "in the body of If 'choice'" in reason
 
 
 def test_the_declared_outputs_are_not_renamed():

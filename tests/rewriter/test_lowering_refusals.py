@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from stof_onnx.ir.expr import to_text
+from stof_onnx.rewriter import ms_types
 from stof_onnx.rewriter.export import export_model
 from stof_onnx.rewriter.graph import import_graph
-from stof_onnx.rewriter import ms_types
 from stof_onnx.rewriter.lowerings.lower import LOWERINGS, lower, lower_all
 from stof_onnx.rewriter.lowerings.subgraph import NotLowered
 from stof_onnx.rewriter.symbolic import SymbolicGraph
