@@ -43,7 +43,7 @@ def _pointwise(
             result = compute(*operands(sym, node, index))
             if result.kind == "int" and not _is_wide(node):
                 raise Unliftable(f"{node.op} in a narrow integer type")
-            return result
+            return _half_numbers(result) if _is_half(node) else result
 
         element(*op_types)(rule)
         return compute
@@ -57,6 +57,25 @@ def _is_wide(node: Node) -> bool:
         return dtype is None or np.dtype(dtype).name in _WIDE_DTYPES
     except TypeError:
         return False
+
+
+def _is_half(node: Node) -> bool:
+    dtype = node.outputs[0].dtype
+    try:
+        return dtype is not None and np.dtype(dtype) == np.float16
+    except TypeError:
+        return False
+
+
+def _half_numbers(value: Expr) -> Expr:
+    """The numbers that a selection is between, as float16 holds them."""
+    if isinstance(value, Const) and value.kind == "float":
+        with np.errstate(over="ignore"):
+            return Const(float(np.float16(value.value)))
+    if isinstance(value, Op) and value.name == "where":
+        condition, yes, no = value.args
+        return b.where(condition, _half_numbers(yes), _half_numbers(no))
+    return value
 
 
 def _is_float(*values: Expr) -> bool:
@@ -291,8 +310,7 @@ def _is_zero_one(value: Expr) -> bool:
 
 def _round_half(sym: SymbolicGraph, value: Expr) -> Expr:
     if isinstance(value, Const):
-        with np.errstate(over="ignore"):
-            return Const(float(np.float16(value.value)))
+        return _half_numbers(value)
     if isinstance(value, Op) and value.name == "where":
         condition, yes, no = value.args
         return b.where(condition, _round_half(sym, yes), _round_half(sym, no))

@@ -84,6 +84,8 @@ def _atom_nonnegative(atom: Expr) -> bool:
             return True
         if atom.name == "mod":
             return _is_positive_const(atom.args[1])
-        if atom.name in ("floordiv", "min", "max"):
+        if atom.name == "max":
+            return any(is_nonnegative(Poly.of(arg)) for arg in atom.args)
+        if atom.name in ("floordiv", "min"):
             return all(is_nonnegative(Poly.of(arg)) for arg in atom.args)
     return False
