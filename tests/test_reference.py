@@ -235,6 +235,62 @@ def test_sinks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         attention(query, key, value, np.True_, sinks=np.zeros(shape))
 
 
+def mask_added_twice(keep: Array, again: Array, fill: float) -> Array:
+    """Fill and fill, in float32, as [1, 1, Sq, Sk]."""
+    once = np.where(keep, 0, np.float32(fill)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return (once + np.where(~keep & again, np.float32(fill), np.float32(0)))[None, None]
+
+
+@pytest.mark.parametrize("sinks", [None, SINKS, np.float32([FLOAT_MIN, -np.inf])], ids=str)
+@pytest.mark.parametrize("is_guarded", [False, True])
+@pytest.mark.parametrize(
+    ("empty_row", "fill", "fill_twice"),
+    [("mean", FLOAT_MIN, -np.inf), ("softmax", -1000.0, -2000.0), ("softmax", -4.0, -8.0)],
+)
+def test_keys_hidden_twice(
+    empty_row: Any, fill: float, fill_twice: float, *, is_guarded: bool, sinks: Array | None
+) -> None:
+    query, key, value = make_qkv(7, 9)
+    keep = causal_keep(7, 9, query_offset=-4)  # rows 0 to 3 see nothing
+    again = np.random.default_rng(3).random((7, 9)) < 0.5
+    again[0], again[1] = True, False
+    mask = mask_added_twice(keep, again, fill)
+    want = run_attention_graph(query, key, value, mask, is_guarded=is_guarded, sinks=sinks)
+    got = attention(
+        query,
+        key,
+        value,
+        keep,
+        empty_row=empty_row,
+        fill=fill,
+        sinks=sinks,
+        again=again,
+        fill_twice=fill_twice,
+        nan_to_zero=is_guarded,
+    )
+    np.testing.assert_allclose(got, want, atol=2e-4)
+    # Row 0 is hidden twice as a whole, row 1 once.
+    alone = sinks is None and np.isinf(fill_twice)
+    assert np.isnan(got[:, :, 0]).all() == (alone and not is_guarded)
+    if alone:
+        np.testing.assert_allclose(got[:, :, 1], value.mean(axis=2), rtol=1e-5)
+        once = value[:, :, ~again[2]].mean(axis=2)
+        np.testing.assert_allclose(got[:, :, 2], once, rtol=1e-5)
+
+
+def test_what_is_hidden_once_and_for_all_changes_nothing() -> None:
+    query, key, value = make_qkv(7, 9)
+    keep = keep_with_empty_rows(7, 9)
+    for empty_row in ("nan", "zero", "mean", "softmax"):
+        want = attention(query, key, value, keep, empty_row=empty_row, fill=FLOAT_MIN)
+        # Of kept keys it means nothing.
+        got = attention(
+            query, key, value, keep, empty_row=empty_row, fill=FLOAT_MIN, again=keep, fill_twice=-9
+        )
+        np.testing.assert_array_equal(got, want)
+
+
 def test_small_fill_lets_other_keys_through() -> None:
     query, key, value = make_qkv(6, 6)
     keep = causal_keep(6, 6)

@@ -377,35 +377,60 @@ struct AttentionBlock {
       }
     }
     if (tile % 2 == 0) return;
-    unsigned kept[(kTileK + 63) / 64] = {};
+    const Pairs kept = pairs_of<false>(first_key, cursors);
+#pragma unroll
+    for (int j = 0; j < kTileK / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        if (!kept.has(j, c)) scores[j][c] = -kInfinity;
+      }
+    }
+  }
+
+  // Some of this thread's pairs of a tile: bit c of nibble j is accumulator (j, c).
+  struct Pairs {
+    unsigned words[(kTileK + 63) / 64];
+
+    __device__ __forceinline__ bool has(int j, int c) const {
+      return words[j / 8] >> (j % 8 * 4 + c) & 1;
+    }
+  };
+
+  // The pairs that the mask keeps or, kAgain, gives the fill twice; keys beyond the last excepted.
+  // A loop: what all pairs at once need wouldn't fit into the registers.
+  template <bool kAgain>
+  __device__ __forceinline__ Pairs pairs_of(int first_key, int* cursors) const {
+    Pairs found = {};
     for (int j = 0; j < kTileK / 8; ++j) {
       unsigned nibble = 0;
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int query = first_query + row_of(c), key = first_key + column_of(j, c);
-        const bool keep =
-            key < tensors.keys &&
-            mask.template keep<Index>(Index(b), Index(h), Index(query), Index(key), cursors);
-        nibble |= static_cast<unsigned>(keep) << c;
+        bool holds = key < tensors.keys;
+        if constexpr (kAgain) {
+          holds = holds && mask.again(Index(b), Index(h), Index(query), Index(key));
+        } else {
+          holds = holds &&
+                  mask.template keep<Index>(Index(b), Index(h), Index(query), Index(key), cursors);
+        }
+        nibble |= static_cast<unsigned>(holds) << c;
       }
 #pragma unroll
       for (int word = 0; word < (kTileK + 63) / 64; ++word) {
-        if (j / 8 == word) kept[word] |= nibble << (j % 8 * 4);
+        if (j / 8 == word) found.words[word] |= nibble << (j % 8 * 4);
       }
     }
-#pragma unroll
-    for (int j = 0; j < kTileK / 8; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        if (!(kept[j / 8] >> (j % 8 * 4 + c) & 1)) scores[j][c] = -kInfinity;
-      }
-    }
+    return found;
   }
 
   // Scores of empty rows, where the fill is a finite number, as the graph has them.
   __device__ __forceinline__ void fill_scores(Scores& scores, int first_key, unsigned empty) {
     Entry entry{};
     if constexpr (kMixed) classify(first_key / kTileK, entry);  // for the tables' cursors
+    Pairs twice = {};
+    if constexpr (kFillsTwice) {
+      twice = pairs_of<true>(first_key, entry.cursors);
+    }
 #pragma unroll
     for (int j = 0; j < kTileK / 8; ++j) {
 #pragma unroll
@@ -414,7 +439,7 @@ struct AttentionBlock {
         // Alone, without bias and sink, a fill that swallows scores makes all equal.
         float value = 0.0f;
         if constexpr (kMixed || Config::kHasSinks || Config::kEmptyRow == EmptyRow::kSoftmax) {
-          value = filled_score(scores[j][c], query, key, entry.cursors);
+          value = filled_score(scores[j][c], query, key, entry.cursors, twice.has(j, c));
         }
         const bool counts = (empty >> (c / 2) & 1) && key < tensors.keys;
         scores[j][c] = counts ? value : -kInfinity;
@@ -423,7 +448,8 @@ struct AttentionBlock {
   }
 
   // The score of a pair in an empty row, rounded at every step as the graph rounds it.
-  __device__ __forceinline__ float filled_score(float product, int query, int key, int* cursors) {
+  __device__ __forceinline__ float filled_score(float product, int query, int key, int* cursors,
+                                                bool is_twice) {
     float value = rounded(product * Config::kScale);
     if constexpr (kHasSoftcap) {
       value = rounded(tanhf(rounded(value / Config::kSoftcap)));
@@ -437,9 +463,8 @@ struct AttentionBlock {
     }
     if (keep) return value;
     value = Config::kFillIsAdded ? rounded(value + Config::kFill) : rounded(Config::kFill);
-    if constexpr (Mask::kHasAgain) {
-      const bool twice = mask.again(Index(b), Index(h), Index(query), Index(key));
-      if (twice) value = rounded(value + rounded(Config::kFill));
+    if constexpr (kFillsTwice) {
+      if (is_twice) value = rounded(value + rounded(Config::kFill));
     }
     return value;
   }
@@ -455,6 +480,9 @@ struct AttentionBlock {
   // Where a bias hides every pair that is kept, those that aren't may weigh as much beside them:
   // such a row is as good as empty. Without a bias only rows without a kept pair are.
   static constexpr bool kMixed = Mask::kHasBias && kFillsRows;
+
+  // Whether some of them get the fill a second time.
+  static constexpr bool kFillsTwice = Mask::kHasAgain;
 
   static __device__ __forceinline__ float empty_below() {
     if constexpr (kMixed) return Config::kEmptyBelow;

@@ -245,6 +245,21 @@ ATTENTIONS = (
         mask_types=(INT8, INT32, INT32, INT32),
         table=TableInput((64, 32), by_batch=True, by_head=False),
     ),
+    _attention(
+        "hidden_twice",
+        lambda s: (
+            *(*_rows(s), (s.B, 1, s.Sq, s.Sk), (s.B, s.Sk)),
+            *_table_outputs(s.B, s.Sq, s.Sk, 64, 32),
+        ),
+        mask=MaskProgram(
+            keep=_DENSE,
+            fill=-10000.0,
+            operands=(Operand("dense", "tensor", 4), Operand("padding", "tensor", 2)),
+            again=Load("padding", (B_INDEX, K_INDEX), "bool"),
+        ),
+        mask_types=(INT8, INT8, INT32, INT32, INT32),
+        table=TableInput((64, 32), by_batch=True, by_head=False),
+    ),
     _attention("softcap", _rows, softcap=50.0),
     _attention(
         "sinks",

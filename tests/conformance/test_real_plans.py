@@ -25,7 +25,13 @@ from tests.conformance.nodes import SIZES, NodeCase, Sizes, case
 
 NODES = [
     case(name)
-    for name in ("padding_and_lengths", "run_time_table", "table_by_head", "sinks_before_a_table")
+    for name in (
+        "padding_and_lengths",
+        "run_time_table",
+        "table_by_head",
+        "sinks_before_a_table",
+        "hidden_twice",
+    )
 ]
 
 

@@ -24,6 +24,7 @@ from tests.gpu.masks import (
     FLOAT32_MIN,
     HIDING_FAMILIES,
     SETTINGS,
+    TWICE_FAMILIES,
 )
 from tests.gpu.problem import Problem
 from tests.ir.attention_cases import PLACES, Array, Mask, Place, Sizes, sinks_of
@@ -196,6 +197,7 @@ def node_of(case: Case) -> Node:
         nan_to_zero=record.mask.nan_to_zero,
         softcap=config.softcap,
         sinks=sinks,
+        again=mask.again,
     )
     return Node(record, tuple(np.ascontiguousarray(x) for x in stored), tuple(infos), problem)
 
@@ -415,6 +417,29 @@ def rule_configs() -> Iterator[Config]:
         yield replace(config, program=_program(fill=fill, fill_mode=mode), sinks=fill)
 
 
+def twice_configs() -> Iterator[Config]:
+    """Pairs that are hidden twice: fills whose double is -inf, and others; sinks."""
+    # Integers: scores are exact, however they are rounded on the way.
+    modes = ("add", "replace")
+    for number, (family, mode) in enumerate(itertools.product(TWICE_FAMILIES, modes)):
+        program = _program(fill_mode=mode)
+        yield Config(family, DTYPES[number % 3], scale=0.5, integers=True, program=program)
+        program = _program(fill=(-1e4, -120.0)[number // 2 % 2], fill_mode=mode, nan_to_zero=True)
+        dtype = DTYPES[(number + 1) % 3]
+        yield Config(family, dtype, (2, 2), scale=0.5, integers=True, program=program)
+    lowest = {"float16": FLOAT16_MIN, "bfloat16": BFLOAT16_MIN}
+    for (dtype, fill), mode in itertools.product(lowest.items(), ("replace", "add")):
+        config = Config("hidden_twice_by_table", dtype, score_dtype=dtype, scale=0.5, integers=True)
+        yield replace(
+            config, program=_program(fill=fill, fill_mode=mode, nan_to_zero=mode == "add")
+        )
+    sinks = ((FLOAT32_MIN, FLOAT32_MIN), (-1e4, -1e4), (FLOAT32_MIN, 0.0), (FLOAT32_MIN, -math.inf))
+    for number, ((fill, sink), family) in enumerate(itertools.product(sinks, TWICE_FAMILIES)):
+        program = _program(fill=fill, fill_mode=modes[number % 2])
+        config = Config(family, "float32", scale=0.5, integers=True, program=program)
+        yield replace(config, sinks=sink, softcap=4.0 * (number % 4 == 0))
+
+
 def _long_cases() -> Iterator[Case]:
     """More tiles of keys than a block has threads: its list of tiles is filled more than once."""
     mean = _program(fill=FLOAT32_MIN)
@@ -426,6 +451,7 @@ def _long_cases() -> Iterator[Case]:
     yield Case(Config("distance_bias", "float32", (1, 1), (32, 32)), (1, 70, 16500))
     capped = Config("causal_end", heads=(1, 2), dims=(32, 32), softcap=3.0, amplitude=2.0)
     yield Case(replace(capped, sinks=5.0), (1, 70, 8300))
+    yield Case(Config("hidden_twice", heads=(1, 2), dims=(32, 32)), (2, 70, 8300))
 
 
 def _setting_cases() -> Iterator[Case]:
@@ -443,6 +469,7 @@ CASES: tuple[Case, ...] = (
     *(Case(config, (2, 130, 200)) for config in softcap_configs()),
     *(Case(config, (2, 130, 200)) for config in sink_configs()),
     *(Case(config, (2, 65, 130)) for config in rule_configs()),
+    *(Case(config, (2, 65, 130)) for config in twice_configs()),
     *_long_cases(),
     *_setting_cases(),
 )

@@ -54,6 +54,8 @@ from tests.ir.attention_cases import (
     dense_diagonal,
     dense_for_longer_sequences,
     dense_transposed,
+    hidden_twice,
+    hidden_twice_beside_bias,
     left_padding_causal,
     no_mask,
     padding,
@@ -315,6 +317,29 @@ def hidden_rows(s: Sizes, rng: np.random.Generator) -> Mask:
     return Mask(program, keep, (bias,), bias)
 
 
+# ---- pairs that are hidden twice ---------------------------------------------------------------
+
+
+def hidden_twice_by_table(s: Sizes, rng: np.random.Generator) -> Mask:
+    """A window; a constant mask and a vector say what is hidden twice, of some rows every pair."""
+    held = _table(_tile_states(s.heads), (64, 64), s, H_INDEX)
+    chosen = rng.random((s.batch, s.keys)) < 0.7
+    chosen[0] = True
+    row = eq(mod(Q_INDEX, integer(3)), integer(0))
+    again = and_(or_(held.program.keep, row), Load("chosen", (B_INDEX, K_INDEX), "bool"))
+    distance = sub(START, integer(4))
+    program = MaskProgram(
+        and_(ge0(distance), ge(integer(6), distance)),
+        fill=FLOAT32_MIN,
+        operands=(*held.program.operands, tensor("chosen", 2)),
+        again=again,
+    )
+    q, k = np.ogrid[: s.queries, : s.keys]
+    keep = (q - k >= 4) & (q - k <= 10)
+    operands = (*held.operands, chosen.astype(np.int8))
+    return Mask(program, keep, operands, again=(held.keep | (q % 3 == 0)) & chosen[:, None, None])
+
+
 # ---- tables that only one setting of the kernel fits -------------------------------------------
 
 
@@ -370,6 +395,12 @@ HIDING_FAMILIES: dict[str, Family] = {
 }
 """Families with rows whose kept keys a bias hides."""
 
+TWICE_FAMILIES: dict[str, Family] = {
+    family.__name__: family
+    for family in (hidden_twice, hidden_twice_by_table, hidden_twice_beside_bias)
+}
+"""Families some of whose pairs get the fill twice."""
+
 SETTINGS: dict[str, tuple[int, int]] = {
     "table_64x32": (64, 32),
     "table_32x32": (32, 32),
@@ -379,4 +410,10 @@ SETTINGS: dict[str, tuple[int, int]] = {
 """Families of constant tables whose tiles, given here, only the named setting's fit best."""
 
 SETTING_FAMILIES: dict[str, Family] = {name: _table_of(tile) for name, tile in SETTINGS.items()}
-ALL_FAMILIES = {**FAMILIES, **EMPTY_ROW_FAMILIES, **HIDING_FAMILIES, **SETTING_FAMILIES}
+ALL_FAMILIES = {
+    **FAMILIES,
+    **EMPTY_ROW_FAMILIES,
+    **HIDING_FAMILIES,
+    **TWICE_FAMILIES,
+    **SETTING_FAMILIES,
+}

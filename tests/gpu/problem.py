@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from tests.ir.attention_cases import Array
+from tests.ir.attention_cases import ALL, Array
 from tests.reference.attention import attention
 
 HIDING = -1000.0
@@ -44,6 +44,8 @@ class Problem:
         nan_to_zero: whether a row whose weights are NaN yields 0.
         softcap: c of c * tanh(score / c); 0 for none.
         sinks: float32 [H], if there are any.
+        again: broadcasts to [B, H, Sq, Sk]; of the pairs that aren't kept, those that get the fill
+            a second time.
     """
 
     query: Array
@@ -58,6 +60,7 @@ class Problem:
     nan_to_zero: bool
     softcap: float = 0.0
     sinks: Array | None = None
+    again: Array = field(default_factory=lambda: ~ALL)
 
     @cached_property
     def _scaled(self) -> Array:
@@ -94,6 +97,7 @@ class Problem:
             scores = self._rounded(scores + self._rounded(self._dense_bias))
             fill = self._rounded(np.float64(self.fill))
             filled = self._rounded(scores + fill) if self.fill_is_added else fill
+            filled = np.where(self.again, self._rounded(filled + fill), filled)
         return np.where(self.kept, scores, filled)
 
     @cached_property

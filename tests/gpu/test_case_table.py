@@ -28,6 +28,7 @@ from tests.gpu.cases import (
     rule_configs,
     sink_configs,
     softcap_configs,
+    twice_configs,
 )
 from tests.gpu.masks import ALL_FAMILIES, FAMILIES, SETTINGS, Family
 from tests.gpu.problem import Problem
@@ -50,6 +51,10 @@ def test_program_and_dense_mask_agree(family: Family, sizes: Sizes) -> None:
     keep = mask.program.evaluate_keep(names, sources)
     assert np.array_equal(
         np.broadcast_to(keep, sizes.scores), np.broadcast_to(mask.keep, sizes.scores)
+    )
+    again = np.asarray(evaluate(mask.program.again, index_grid(names), sources), bool)
+    assert np.array_equal(
+        np.broadcast_to(again, sizes.scores), np.broadcast_to(mask.again, sizes.scores)
     )
     assert (mask.program.bias is None) == (mask.bias is None)
     if mask.program.bias is not None:
@@ -106,6 +111,7 @@ def _softmax_attention(problem: Problem) -> np.ndarray:
         *{case.config: 0 for case in CASES if case.config.program},
         *softcap_configs(),
         *sink_configs(),
+        *twice_configs(),
     ],
     ids=str,
 )
@@ -124,7 +130,11 @@ def test_dense_equivalent_is_the_same_attention(config: Config) -> None:
 @pytest.mark.parametrize("shape", [(2, 21, 34), (2, 34, 21)], ids=str)
 @pytest.mark.parametrize(
     "config",
-    [config for config in (*hiding_configs(), *rule_configs()) if config.dtype == "float32"],
+    [
+        config
+        for config in (*hiding_configs(), *rule_configs(), *twice_configs())
+        if config.dtype == "float32"
+    ],
     ids=str,
 )
 def test_onnx_runtime_agrees_where_nothing_is_seen(
@@ -133,7 +143,16 @@ def test_onnx_runtime_agrees_where_nothing_is_seen(
     """The expanded node, in the graph's own operators and type."""
     node = node_of(Case(replace(config, dims=(16, 16), heads=(1, 2)), shape))
     named = [(f"input_{i}", x) for i, x in enumerate(node.inputs)]
-    held = attention_cases.Node(node.record, named, set(), node.problem.wanted)
+    positions = node.record.operand_positions()
+    tables = {
+        f"input_{i}"
+        for operand, first, last in zip(
+            node.record.mask.operands, positions, positions[1:], strict=False
+        )
+        for i in range(first, last)
+        if operand.kind == "block_table"
+    }
+    held = attention_cases.Node(node.record, named, tables, node.problem.wanted)
     got = attention_cases.run(attention_cases.model_of(held), held)
     heads = got.reshape(*got.shape[:2], node.record.num_heads, -1).swapaxes(1, 2)
     np.testing.assert_allclose(heads, node.problem.wanted, rtol=1e-5, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from stof_onnx.ir.expr.build import FALSE
 from stof_onnx.ir.operators.masked_attention import (
     OP_TYPE,
     MaskedAttention,
@@ -88,7 +90,9 @@ def _round_scores(nodes: list[onnx.NodeProto]) -> bool:
         for node in nodes
         if node.op_type == OP_TYPE
     )
-    return any(record.mask.empty_row(record.score_dtype) == "softmax" for record in records)
+    # Of pairs that are hidden twice nothing is left to round.
+    once = (replace(record, mask=replace(record.mask, again=FALSE)) for record in records)
+    return any(record.empty_row() == "softmax" for record in once)
 
 
 def _feeds(

@@ -17,6 +17,7 @@ from stof_onnx.expansion import expand_model
 from stof_onnx.ir.block_table import BlockTable
 from stof_onnx.ir.expr import Load
 from stof_onnx.ir.expr.build import (
+    FALSE,
     TRUE,
     absolute,
     add,
@@ -32,6 +33,7 @@ from stof_onnx.ir.expr.build import (
     minimum,
     mod,
     mul,
+    not_,
     or_,
     sub,
     to_float,
@@ -135,6 +137,9 @@ PLACES: dict[str, Callable[[int, int], Place]] = {
 # Masks: a program, its operands, and the same mask from the reference.
 
 
+ALL = np.ones((1, 1), np.bool_)
+
+
 @dataclass(frozen=True)
 class Mask:
     """A program with its operands' values, and what the reference says about it.
@@ -143,17 +148,18 @@ class Mask:
         operands: a tensor, or the BlockTable of a constant mask, for each operand.
         keep: broadcasts to [B, H, Sq, Sk].
         bias: broadcasts to [B, H, Sq, Sk].
+        again: broadcasts to [B, H, Sq, Sk].
     """
 
     program: MaskProgram
     keep: Array
     operands: tuple[Array | BlockTable, ...] = ()
     bias: Array | None = None
+    again: Array = field(default_factory=lambda: ~ALL)
 
 
 START = sub(Q_INDEX, K_INDEX)
 END = sub(sub(add(Q_INDEX, KEYS), QUERIES), K_INDEX)
-ALL = np.ones((1, 1), np.bool_)
 
 
 def tensor(name: str, rank: int) -> Operand:
@@ -344,6 +350,70 @@ def arithmetic(s: Sizes, rng: np.random.Generator) -> Mask:
     return Mask(MaskProgram(or_(and_(block, dilated), first)), wanted)
 
 
+def hidden_twice(s: Sizes, rng: np.random.Generator) -> Mask:
+    """GPT-2 of transformers 4: a causal mask, and a padding mask [B, Sk] on the left, both added.
+
+    The last batch is padding alone.
+    """
+    lengths = [*rng.integers(1, s.keys + 1, s.batch - 1).tolist(), 0]
+    real, seen = padding_keep(lengths, s.keys, side="left"), causal_keep(s.queries, s.keys)
+    load = Load("padding", (B_INDEX, K_INDEX), "bool")
+    program = MaskProgram(
+        and_(ge0(START), load),
+        fill=FLOAT32_MIN,
+        fill_mode="add",
+        operands=(tensor("padding", 2),),
+        again=and_(not_(ge0(START)), not_(load)),
+    )
+    return Mask(program, seen & real, (real[:, 0, 0].astype(np.int8),), again=~seen & ~real)
+
+
+def hidden_twice_by_table(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Windows by head; a constant mask and a vector say what is hidden twice, some rows wholly.
+
+    Pairs that are kept are among those of `again`, which means nothing there.
+    """
+    stored_again = rng.random((s.heads, s.queries, s.keys)) < 0.5
+    stored_again[:, ::2] = True
+    stored = BlockTable.from_dense(stored_again, (16, 16))
+    chosen = rng.random((s.batch, s.keys)) < 0.7
+    chosen[0] = True
+    load = Load("chosen", (B_INDEX, K_INDEX), "bool")
+    again = and_(Load("table", (H_INDEX, Q_INDEX, K_INDEX), "bool"), load)
+    distance = sub(START, integer(4))
+    program = MaskProgram(
+        and_(ge0(distance), ge(integer(6), distance)),
+        fill=FLOAT32_MIN,
+        operands=(
+            Operand("table", "block_table", 3, stored.shape, stored.tile),
+            tensor("chosen", 2),
+        ),
+        again=again,
+    )
+    q, k = np.ogrid[: s.queries, : s.keys]
+    keep = (q - k >= 4) & (q - k <= 10)
+    wanted = stored_again & chosen[:, None, None]
+    return Mask(program, keep, (stored, chosen.astype(np.int8)), again=wanted)
+
+
+def hidden_twice_beside_bias(s: Sizes, rng: np.random.Generator) -> Mask:
+    """Some pairs that a run-time matrix hides, beside a bias for each key."""
+    keep = rng.random((s.batch, s.heads, s.queries, s.keys)) < 0.3
+    keep[:, :, : s.queries // 2 + 1] = False
+    bias = (rng.integers(-16, 17, (s.batch, s.keys)) / 8).astype(np.float32)
+    load = Load("dense", (B_INDEX, H_INDEX, Q_INDEX, K_INDEX), "bool")
+    program = MaskProgram(
+        load,
+        bias=Load("bias", (B_INDEX, K_INDEX), "float"),
+        fill=FLOAT32_MIN,
+        operands=(tensor("dense", 4), tensor("bias", 2)),
+        again=ge0(sub(mul(K_INDEX, integer(3)), mul(Q_INDEX, integer(2)))),
+    )
+    q, k = np.ogrid[: s.queries, : s.keys]
+    again = 3 * k - 2 * q >= 0
+    return Mask(program, keep, (keep.astype(np.int8), bias), bias[:, None, None], again)
+
+
 MASKS: dict[str, Callable[[Sizes, np.random.Generator], Mask]] = {
     f.__name__: f
     for f in (
@@ -367,6 +437,9 @@ MASKS: dict[str, Callable[[Sizes, np.random.Generator], Mask]] = {
         bias_by_head,
         alibi,
         arithmetic,
+        hidden_twice,
+        hidden_twice_by_table,
+        hidden_twice_beside_bias,
     )
 }
 
@@ -451,15 +524,21 @@ def node_of(case: Case) -> Node:
     sinks = None if case.sinks is None else sinks_of(case.sinks, s.heads, rng)
     if sinks is not None:
         inputs.append(("sinks", sinks))
+    with np.errstate(over="ignore"):
+        fill_twice = float(np.asarray(2 * record.mask.fill).astype(np.dtype(case.score_dtype)))
+    once = replace(record.mask, again=FALSE)
     wanted = attention(
         *tensors,
         mask.keep,
         mask.bias,
         scale=case.scale,
-        empty_row=record.mask.empty_row(case.score_dtype),
+        empty_row=once.empty_row(case.score_dtype),
         fill=record.mask.fill,
         softcap=case.softcap,
         sinks=sinks,
+        again=mask.again,
+        fill_twice=fill_twice,
+        nan_to_zero=record.mask.nan_to_zero,
     )
     if case.output[0] == "BSHD":
         wanted = wanted.transpose(0, 2, 1, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stof_onnx.ir.errors import MalformedNodeError
-from stof_onnx.ir.expr import Expr, Load
+from stof_onnx.ir.expr import Expr, Load, to_json
 from stof_onnx.ir.expr.build import (
     FALSE,
     TRUE,
@@ -84,6 +85,13 @@ PROGRAMS = {
         operands=(SLOPES, TABLE, PADDING),
     ),
     "nothing": MaskProgram(FALSE),
+    "twice": MaskProgram(
+        and_(CAUSAL, IS_REAL),
+        fill=FLOAT32_MIN,
+        fill_mode="add",
+        operands=(PADDING, TABLE),
+        again=and_(not_(CAUSAL), not_(IS_REAL), IN_TABLE),
+    ),
 }
 
 
@@ -111,6 +119,14 @@ def test_json_form() -> None:
         ],
     }
     assert json.loads(MaskProgram().to_json())["fill"] == "-inf"
+
+
+def test_again_is_written_where_there_is_any() -> None:
+    assert [name for name, one in PROGRAMS.items() if '"again":' in one.to_json()] == ["twice"]
+    small = MaskProgram(CAUSAL, again=not_(CAUSAL))
+    assert json.loads(small.to_json())["again"] == to_json(not_(CAUSAL))
+    none = json.dumps({**json.loads(small.to_json()), "again": False})
+    assert MaskProgram.from_json(none) == MaskProgram(CAUSAL)
 
 
 def test_only_a_program_without_mask_and_bias_is_empty() -> None:
@@ -225,6 +241,21 @@ def load_entry(name: str = "m", kind: str = "bool", rank: int = 2) -> list[Any]:
             ),
             "mask program loads group 1 of block table 'm'; wanted 0 to 0",
         ),
+        (changed(again="q"), "a mask program whose again is not bool"),
+        (changed(again=None), "None is not a mask expression"),
+        (changed(again=["ge0"]), "mask operation 'ge0' with 0 arguments"),
+        (
+            changed(again=load_entry()),
+            "mask program loads 'm' with 2 indices; wanted one of its operands",
+        ),
+        (
+            changed(again=load_entry("table", "int", rank=3)),
+            "a mask program whose again is not bool",
+        ),
+        (
+            changed(again=["load", "table", "bool", [1, "q", "k"]]),
+            "mask program loads group 1 of block table 'table'; wanted 0 to 0",
+        ),
         (
             changed(keep=True, bias=None, operands=[operand_entry(rank=-1)]),
             "mask operand 'm' of kind tensor and rank -1",
@@ -279,6 +310,9 @@ def test_what_a_row_without_keys_yields(
 ) -> None:
     program = MaskProgram(CAUSAL, fill=fill, fill_mode=mode, nan_to_zero=is_guarded)
     assert program.empty_row(dtype) == wanted
+    # With pairs that are hidden twice the others have all the weight, in place of a mean of all.
+    twice = replace(program, again=gt(K_INDEX, integer(3)))
+    assert twice.empty_row(dtype) == {"mean": "softmax"}.get(wanted, wanted)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,6 +33,9 @@ def attention(
     fill: float = -math.inf,
     softcap: float = 0.0,
     sinks: ArrayLike | None = None,
+    again: ArrayLike = False,
+    fill_twice: float = -math.inf,
+    nan_to_zero: bool = False,
 ) -> FloatArray:
     """Compute softmax(scale * q.k + bias, over the kept keys) . v, row by row.
 
@@ -54,6 +57,11 @@ def attention(
             value (gpt-oss, arXiv 2508.10925, section 2). A query that sees no key has all its
             weight there, as far as its keys' logits are lower: -inf ("nan", "zero"), ``fill``
             ("mean") or score + ``fill`` ("softmax").
+        again: broadcasts to [B, H, Sq, Sk]; of the keys that are not kept, those that are hidden a
+            second time. "mean" is then that of the values hidden once.
+        fill_twice: what those get in place of ``fill``, which must be finite then: twice the fill,
+            or -inf where that is what it is in the type of the scores.
+        nan_to_zero: whether a query all of whose keys have -inf so yields 0 instead of NaN.
 
     Returns:
         [B, H, Sq, Dv] in fp64.
@@ -69,6 +77,8 @@ def attention(
     group = heads // key.shape[1]
     scores_shape = (batch, heads, query_length, key.shape[2])
     kept = np.broadcast_to(np.asarray(keep, np.bool_), scores_shape)
+    twice = np.broadcast_to(np.asarray(again, np.bool_), scores_shape) & ~kept
+    rule = _Rule(empty_row, fill, fill_twice, nan_to_zero)
     added = np.broadcast_to(np.asarray(0.0 if bias is None else bias, np.float64), scores_shape)
     factor = 1.0 / math.sqrt(head_dim) if scale is None else scale
 
@@ -82,7 +92,8 @@ def attention(
         if softcap:
             scores = softcap * np.tanh(scores / softcap)
         scores = scores + added[b, h, row]
-        weights = _row_weights(scores, kept[b, h, row], empty_row, fill, logits[h])
+        hidden = _Hidden(kept[b, h, row], twice[b, h, row])
+        weights = _row_weights(scores, hidden, rule, logits[h])
         output[b, h, row] = weights @ value[b, h // group]
     return output
 
@@ -98,27 +109,41 @@ def _check_shapes(query: FloatArray, key: FloatArray, value: FloatArray) -> None
         raise ValueError(f"{shapes}: query heads must be a multiple of key/value heads")
 
 
-def _row_weights(
-    scores: FloatArray, kept: BoolArray, empty_row: str, fill: float, sink: float
-) -> FloatArray:
+class _Rule(NamedTuple):
+    """The arguments of `attention` that say what hidden keys weigh."""
+
+    empty_row: str
+    fill: float
+    fill_twice: float
+    nan_to_zero: bool
+
+
+class _Hidden(NamedTuple):
+    """Which keys [Sk] a query keeps, and which of the others are hidden twice."""
+
+    kept: BoolArray
+    twice: BoolArray
+
+
+def _row_weights(scores: FloatArray, hidden: _Hidden, rule: _Rule, sink: float) -> FloatArray:
     """Return the weights [Sk] of one query; a sink of -inf is none."""
+    kept, twice = hidden
     if kept.any():
-        return _softmax(np.where(kept, scores, scores + fill), sink)
+        added = np.where(twice, rule.fill_twice, rule.fill)
+        return _softmax(np.where(kept, scores, scores + added), sink)
+    if rule.empty_row in ("nan", "zero"):
+        if sink > -math.inf:
+            return np.zeros_like(scores)
+        return np.full_like(scores, np.nan if rule.empty_row == "nan" else 0.0)
+    # In units that make the fill 0: added to a score it would leave nothing of it.
+    logits = scores if rule.empty_row == "softmax" else np.zeros_like(scores)
+    if twice.any():
+        logits = np.where(twice, logits + (rule.fill_twice - rule.fill), logits)
     if sink > -math.inf:
-        empty = {
-            "nan": np.full_like(scores, -math.inf),
-            "zero": np.full_like(scores, -math.inf),
-            "mean": np.full_like(scores, fill),
-            "softmax": scores + fill,
-        }
-        return _softmax(empty[empty_row], sink)
-    if empty_row == "nan":
-        return np.full_like(scores, np.nan)
-    if empty_row == "zero":
-        return np.zeros_like(scores)
-    if empty_row == "mean":
-        return np.full_like(scores, 1.0 / scores.size)
-    return _softmax(scores)
+        return _softmax(logits + rule.fill, sink)
+    if (logits == -math.inf).all():
+        return np.full_like(scores, 0.0 if rule.nan_to_zero else np.nan)
+    return _softmax(logits)
 
 
 def _softmax(scores: FloatArray, sink: float = -math.inf) -> FloatArray:

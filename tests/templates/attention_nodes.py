@@ -142,7 +142,7 @@ MASKS: dict[str, MaskForm] = {
     "hidden twice": MaskForm(
         MaskProgram(
             and_(CAUSAL, PADDING),
-            fill=FLOAT32_MIN,
+            fill=-10000.0,
             fill_mode="add",
             operands=(vector("padding"),),
             again=and_(not_(CAUSAL), not_(PADDING)),

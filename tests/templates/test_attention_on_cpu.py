@@ -7,6 +7,7 @@ rest is the generated code. tests/gpu runs the same cases and more on a GPU.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from stof_onnx.ir.expr import variables
 from stof_onnx.ir.operators.masked_attention import MaskedAttention, TableInput
 from stof_onnx.ir.operators.tensor_info import TensorInfo
 from stof_onnx.ir.plan import DataType
@@ -30,6 +32,7 @@ from tests.gpu.cases import (
     rule_configs,
     sink_configs,
     softcap_configs,
+    twice_configs,
 )
 from tests.gpu.masks import FLOAT32_MIN
 from tests.ir.attention_cases import Array
@@ -151,12 +154,27 @@ def _rows_for_sinks() -> Iterable[Run]:
         yield Run(Case(replace(config, dims=(16, 16)), (2, 21, 41)), TILES[number % 5])
 
 
+def _hidden_twice() -> Iterable[Run]:
+    for number, config in enumerate(twice_configs()):
+        small = replace(config, dims=(16, 16), heads=(1, 1 + number % 2))
+        yield Run(Case(small, (2, 21, 41)), TILES[number % 5])
+    fill = (("fill", FLOAT32_MIN),)
+    # A list of tiles that is filled again; a run-time table, which says nothing of it.
+    yield _run("hidden_twice", "float32", (16, 16), (2, 33, 600))
+    for number, tile in enumerate(((32, 32), (64, 64))):
+        family = ("hidden_twice_beside_bias", "hidden_twice")[number]
+        yield _run(
+            family, "float32", tile, (2, 37, 70), table=(64, 64), integers=True, program=fill
+        )
+
+
 GROUPS = {
     "covering": tuple(_covering()),
     "numbers": tuple(_numbers()),
     "rows without keys": tuple(_rows_without_keys()),
     "softcap and sinks": tuple(_softcap_and_sinks()),
     "rows for sinks": tuple(_rows_for_sinks()),
+    "hidden twice": tuple(_hidden_twice()),
 }
 RUNS = [(group, run) for group, runs in GROUPS.items() for run in runs]
 
@@ -167,12 +185,11 @@ def node_of_run(run: Run) -> Node:
     node = node_of(run.case)
     if run.table is None:
         return node
-    by_head = node.problem.keep.ndim == 3  # else it is [B, 1, Sq, Sk]
-    groups = node.problem.kept[:1] if by_head else node.problem.kept[:, :1]
-    arrays = expected(groups, run.table)
-    record = replace(
-        node.record, table=TableInput(run.table, by_batch=not by_head, by_head=by_head)
-    )
+    names = variables(node.record.mask.keep)
+    by_batch, by_head = "b" in names, "h" in names
+    kept = node.problem.kept
+    arrays = expected(kept[: None if by_batch else 1, : None if by_head else 1], run.table)
+    record = replace(node.record, table=TableInput(run.table, by_batch=by_batch, by_head=by_head))
     infos = tuple(TensorInfo(DataType.INT32, (None,) * x.ndim) for x in arrays)
     return Node(record, (*node.inputs, *arrays), (*node.infos, *infos), node.problem)
 
@@ -183,11 +200,11 @@ def setting_of(run: Run) -> tuple[AttentionNode, Parameters]:
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, AttentionOnCpu]:
-    """Those of each group, compiled together."""
-    return {
-        group: AttentionOnCpu([setting_of(run) for run in runs], tmp_path_factory.mktemp("group"))
-        for group, runs in GROUPS.items()
-    }
+    """Those of each group, compiled together; two compilers run side by side."""
+    settings = [[setting_of(run) for run in runs] for runs in GROUPS.values()]
+    directories = [tmp_path_factory.mktemp("group") for _ in GROUPS]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(GROUPS, pool.map(AttentionOnCpu, settings, directories), strict=True))
 
 
 def output_shape(record: MaskedAttention, problem_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -237,11 +254,12 @@ def test_the_kernel_computes_what_the_oracle_does(
 
 
 # Every rule for rows without keys, without a bias and with one.
+_RULE_FAMILIES = ("few_rows", "hidden_lowest", "hidden_infinite", "hidden_twice_beside_bias")
 _RULES = [
     (group, run)
-    for group in ("rows without keys", "rows for sinks")
+    for group in ("rows without keys", "rows for sinks", "hidden twice")
     for run in GROUPS[group]
-    if run.case.config.family in ("few_rows", "hidden_lowest", "hidden_infinite")
+    if run.case.config.family in _RULE_FAMILIES and run.table is None
 ]
 
 

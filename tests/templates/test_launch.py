@@ -192,6 +192,38 @@ def test_softcap_and_sinks_are_known_when_compiling(mask, constants):
     assert ("kFill" in source) == (mask == "sinks")  # the other fills are infinite
 
 
+@pytest.mark.parametrize(
+    ("mask", "dtype", "is_read"),
+    [
+        ("hidden twice", "float32", True),
+        ("hidden twice", "float16", True),
+        ("hidden twice, bias, sinks, run-time table", "bfloat16", True),
+        ("causal", "float32", False),
+        ("fill that doesn't hide", "float32", False),
+    ],
+)
+def test_the_kernel_knows_of_pairs_that_are_hidden_twice(mask, dtype, is_read):
+    source = template.source(attention_node(mask, dtype), Parameters(16, 16))
+    assert ("bool again(" in source) == is_read
+    assert f"kHasAgain = {'true' if is_read else 'false'}" in source
+    if is_read:
+        assert "kEmptyRow = stof::EmptyRow::kSoftmax" in source
+        assert "kFill = -0x1.38800" in source
+
+
+def test_where_the_fill_is_infinite_twice_is_once():
+    node = attention_node("hidden twice", "float16")
+    mask = replace(node.record.mask, fill=-1e5)
+    node = replace(node, record=replace(node.record, mask=mask))
+    assert "bool again(" not in template.source(node, Parameters(16, 16))
+
+
+def test_a_constant_table_bounds_sizes_wherever_it_is_read():
+    node = attention_node("hidden twice, bias, sinks, run-time table")
+    bounds = {check.symbol: check.max for check in node.checks}
+    assert (bounds["Sq"], bounds["Sk"]) == (4096, 4096)
+
+
 def shapes_of(batch, queries, keys):
     """Of attention_node's first three inputs."""
     return (batch, queries, 256), (batch, keys, 128), (batch, keys, 128)

@@ -6,14 +6,16 @@ tests/templates/cpu/numbers.cuh.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from stof_onnx.ir.block_table import BlockTable
+from stof_onnx.ir.block_table import ARRAY_NAMES, BlockTable
 from stof_onnx.ir.errors import MalformedNodeError
 from stof_onnx.ir.expr import Const, Expr, Load, Var, substitute
-from stof_onnx.ir.expr.build import and_, ge0, integer
+from stof_onnx.ir.expr.build import FALSE, and_, ge0, integer, not_
 from stof_onnx.ir.mask.program import MaskProgram, Operand
 from stof_onnx.ir.plan import DataType
 from stof_onnx.templates.mask_source import float_literal, mask_source
@@ -164,6 +166,28 @@ def test_bias_can_be_left_out():
     assert not without.parameters
     assert "kHasBias = false" in without.text
     assert "kHasBias = true" in mask_source(one.program, types, 3).text
+
+
+def test_again_is_a_method_where_it_is_used():
+    program = MaskProgram(
+        CAUSAL,
+        fill=-1e4,
+        operands=(Operand("x", "tensor", 1), Operand("t", "block_table", 3, (1, 64, 64), (8, 8))),
+        again=and_(load("x", k), not_(load("t", integer(0), q, k))),
+    )
+    types = (DataType.HALF,) * 3 + (DataType.INT8,) + (DataType.INT32,) * 5
+    without = mask_source(program, types, 3)
+    assert not without.parameters
+    assert without == mask_source(replace(program, again=FALSE), types, 3, use_again=True)
+    assert "kHasAgain = false" in without.text
+    assert "again(" not in without.text
+    source = mask_source(program, types, 3, use_again=True)
+    assert "kHasAgain = true" in source.text
+    assert "bool again(T b, T h, T q, T k) const" in source.text
+    arrays = [f"operand1_{name}" for name in ARRAY_NAMES]
+    assert [one.name for one in source.parameters] == ["operand0", "operand0_size0", *arrays]
+    assert source.reads == (("operand0_size0", "Sk"),)
+    assert source.tables == 0  # of keep() alone
 
 
 def test_only_loads_at_exactly_the_pair_have_cursors():
