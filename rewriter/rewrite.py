@@ -41,7 +41,8 @@ from stof_onnx.rewriter.graph import (
     numpy_type,
 )
 from stof_onnx.rewriter.lowerings.lower import Lowered, lower_all
-from stof_onnx.rewriter.masks.lift import LiftedMask, NotLiftable, lift, lift_dense
+from stof_onnx.rewriter.masks.fills import NotLiftable
+from stof_onnx.rewriter.masks.lift import LiftedMask, lift, lift_dense
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
 from stof_onnx.rewriter.passes.known_shapes import fold_known_shapes
@@ -206,7 +207,8 @@ def rewrite(
         add_mask_tables(imported, sym)
     sink_head_transposes(imported, sym)
     merge_projections(imported, sym)
-    final = tuple(_as_written(context, block) for block in blocks)
+    nodes = {node.name: node for node in imported.graph.nodes}
+    final = tuple(_as_written(context, block, nodes) for block in blocks)
     domains = [(DOMAIN, int(PLUGIN_VERSION))]
     rewritten = export_model(imported, model, domains, in_place=in_place)
     after = len(rewritten.graph.node)
@@ -224,11 +226,13 @@ def _require_opset(model: onnx.ModelProto) -> None:
         )
 
 
-def _as_written(context: _Context, block: FusedBlock | RefusedBlock) -> FusedBlock | RefusedBlock:
+def _as_written(
+    context: _Context, block: FusedBlock | RefusedBlock, nodes: Mapping[str, Node]
+) -> FusedBlock | RefusedBlock:
     """The block with the attributes and inputs that the passes after the replacement left."""
     if isinstance(block, RefusedBlock):
         return block
-    node = next(n for n in context.imported.graph.nodes if n.name == block.node)
+    node = nodes[block.node]
     record = MaskedAttention.from_attributes(node.attrs, node.name)
     inputs = tuple(_tensor_info(context, tensor, record) for tensor in node.inputs)
     return replace(block, attributes=record, inputs=inputs)
@@ -275,8 +279,8 @@ def _read_and_replace(
         return _refused(context, softmax, operator, f"a shape is unknown: {reason}")
     except Exception as error:  # a bug of ours must not cost the user the other blocks
         _LOGGER.debug("reading %s failed", softmax.name, exc_info=True)
-        reason = f"{INTERNAL_ERROR} ({type(error).__name__}: {error}); please report it"
-        return _refused(context, softmax, operator, reason)
+        text = f"{INTERNAL_ERROR} ({type(error).__name__}: {error}); please report it"
+        return _refused(context, softmax, operator, text)
     node = context.replacer.replace(block, lifted, attributes)
     tables = {s.operand.name: s.table for s in lifted.sources if s.table is not None}
     sizes = tuple(int(d.value) if isinstance(d, Const) else None for d in block.dims)
@@ -312,8 +316,8 @@ def _refused(
         dim = context.sym.shape(product.inputs[0])[-1] if product is not None else None
     except (Unliftable, IndexError):
         return RefusedBlock(name, reason, read=read)
-    sizes = [int(size.value) if isinstance(size, Const) else 0 for size in (heads, dim)]
-    return RefusedBlock(name, reason, *sizes, read=read)
+    count, size = (int(d.value) if isinstance(d, Const) else 0 for d in (heads, dim))
+    return RefusedBlock(name, reason, count, size, read)
 
 
 def _lift_and_prove(context: _Context, block: AttentionBlock) -> tuple[LiftedMask, str]:

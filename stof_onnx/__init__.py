@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stof_onnx.progress import NullProgress, Progress, RichProgress
     from stof_onnx.report import (
         AttentionReport,
+        DensityReport,
         KernelReport,
         MaskReport,
         NodeReport,
@@ -44,6 +45,7 @@ __all__ = [
     "BuildResult",
     "CheckFailedError",
     "CheckResult",
+    "DensityReport",
     "InputError",
     "KernelCache",
     "KernelReport",
@@ -69,6 +71,7 @@ __all__ = [
 
 _HOME_OF = {
     "AttentionReport": "stof_onnx.report",
+    "DensityReport": "stof_onnx.report",
     "BuildResult": "stof_onnx.engine",
     "CheckFailedError": "stof_onnx.ir.errors",
     "CheckResult": "stof_onnx.accuracy",

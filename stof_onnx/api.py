@@ -10,12 +10,13 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import ModelProto, helper
 
 from stof_onnx import planning
 from stof_onnx.accuracy import CheckResult, check
+from stof_onnx.accuracy.precision import computes_in_half
 from stof_onnx.accuracy.shapes import SymbolicShapes
 from stof_onnx.engine import build
 from stof_onnx.expansion import expand_model
@@ -27,11 +28,20 @@ from stof_onnx.ir.plan import ATTRIBUTE, Plan, as_tensor, encode
 from stof_onnx.ir.target import Target, no_gpus, parse_targets
 from stof_onnx.jit.cache import KernelCache
 from stof_onnx.jit.nvrtc import find_nvrtc
-from stof_onnx.model_io import check_output_path, load_model, save_model
+from stof_onnx.model_io import check_output_path, load_model, outline, save_model
 from stof_onnx.precision import Lowered, PrecisionName, lower, require_autocast
+from stof_onnx.precision.rounded import float32_twin
+from stof_onnx.precision.target import FLOAT16
 from stof_onnx.progress import NullProgress, Progress
 from stof_onnx.report.contents import read_contents
-from stof_onnx.report.entries import attention_entry, table_entry
+from stof_onnx.report.entries import (
+    attention_entry,
+    nested_softmaxes,
+    other_softmaxes,
+    table_entry,
+)
+from stof_onnx.report.mask_plot import MaskPlots
+from stof_onnx.report.masks import MaskReports, given_dims
 from stof_onnx.report.records import Kind, OptimizedReport, Report
 from stof_onnx.rewriter.rewrite import FusedBlock, Rewrite, rewrite
 from stof_onnx.templates.attention_node import AttentionNode
@@ -119,17 +129,21 @@ def optimize(
                 progress=progress,
             )
     source = original if lowered is None else lowered.model
+    # A model that nobody else has, and that nothing is compared with, becomes the result: there
+    # may not be memory for its weights twice. The report wants the original's nodes alone.
+    in_place = not isinstance(model, ModelProto) and not check and lowered is None
+    reported = outline(source) if in_place else source
     with _timed(seconds, "rewrite"):
-        done = _rewrite(source, progress, kernels=kernels)
+        done = _rewrite(source, progress, kernels=kernels, in_place=in_place)
     compared: CheckResult | None = None
-    if check and done.model is not source:
+    if check and done.is_changed:
         with _timed(seconds, "check"):
             compared = _require_equal(source, done.model, lowered, input_shapes, progress)
     if check and lowered is not None:
         with _timed(seconds, "measure"):
             lowered = lowered.measured(original, done.model, input_shapes, progress)
     plans: dict[str, Plan] = {}
-    if kernels and done.model is not source:
+    if kernels and done.is_changed:
         with _timed(seconds, "compile"):
             plans = _add_plans(done, chosen, cache, progress)
     if output is not None:
@@ -138,6 +152,8 @@ def optimize(
     report = _report(
         model,
         done,
+        reported,
+        MaskReports(given_dims(reported, input_shapes)),
         kind="optimization",
         targets=chosen if plans else (),
         compared=compared,
@@ -145,6 +161,7 @@ def optimize(
         seconds=seconds,
         notes=_notes(done, chosen, compared, plans, lowered, is_written=output is not None),
         lowered=lowered,
+        progress=progress,
     )
     return Result(done.model, report)
 
@@ -153,6 +170,7 @@ def inspect(
     model: ModelOrPath,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    plot: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Report | OptimizedReport:
     """Say what :func:`optimize` would fuse or refuse and why, or what it made.
@@ -160,7 +178,8 @@ def inspect(
     Args:
         model: the model or its path.
         input_shapes: checked against the model's inputs; a dynamic model is read
-            symbolically in any case.
+            symbolically in any case, and the densities of its masks are measured at these.
+        plot: folder to draw each distinct mask into, as PNG; None to draw none.
         progress: is told how far the work is.
 
     Returns:
@@ -170,13 +189,18 @@ def inspect(
     Raises:
         InputError: the model or a shape can't be used.
         MalformedNodeError: a stof node breaks its specification, or its plan is damaged.
+        MissingDependencyError: matplotlib, which draws, isn't installed.
+        OutputError: a picture can't be written.
     """
+    progress = progress or NullProgress()
+    plots = None if plot is None else MaskPlots(plot)
     loaded = _load(model)
     _require_shapes(loaded, input_shapes)
+    masks = MaskReports(given_dims(loaded, input_shapes), plots)
     if _is_optimized(loaded):
-        return read_contents(loaded, _name(model))
-    done = _rewrite(loaded, progress or NullProgress())
-    return _report(model, done, kind="original", notes=done.notes)
+        return read_contents(loaded, _name(model), masks, progress)
+    done = _rewrite(loaded, progress)
+    return _report(model, done, loaded, masks, kind="original", notes=done.notes, progress=progress)
 
 
 def expand(model: ModelOrPath, output: PathLike | None = None) -> ModelProto:
@@ -233,10 +257,18 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 3)
 
 
-def _rewrite(model: ModelProto, progress: Progress, *, kernels: bool = True) -> Rewrite:
+def _rewrite(
+    model: ModelProto, progress: Progress, *, kernels: bool = True, in_place: bool = False
+) -> Rewrite:
     with progress.task("Reading attention blocks", None) as task:
         refuse = functools.partial(planning.refusal, masked_attention.OP_TYPE)
-        return rewrite(model, on_block=task.advance, refuse=refuse, mask_tables=kernels)
+        return rewrite(
+            model,
+            on_block=task.advance,
+            refuse=refuse,
+            mask_tables=kernels,
+            in_place=in_place,
+        )
 
 
 def _add_plans(
@@ -271,6 +303,14 @@ def _require_equal(
     if lowered is not None:
         original, optimized = lowered.twin(original), lowered.twin(optimized)
     result = check(original, optimized, input_shapes=input_shapes, progress=progress)
+    if not result.passed and lowered is None and computes_in_half(original):
+        # Rows of padding amplify the rounding of half precision; the rewrite itself shows in
+        # float32 copies.
+        twins = (float32_twin(model, FLOAT16) for model in (original, optimized))
+        copies = check(*twins, input_shapes=input_shapes, progress=progress)
+        if copies.passed:
+            note = "in float16 rounding alone exceeds the tolerance: float32 copies were compared"
+            result = replace(copies, notes=(*copies.notes, note))
     if result.passed:
         return result
     where = result.first_departure
@@ -328,6 +368,8 @@ def _portable_note(plan: Plan) -> str:
 def _report(
     model: ModelOrPath,
     done: Rewrite,
+    source: ModelProto,
+    masks: MaskReports,
     *,
     kind: Kind,
     targets: Sequence[Target] = (),
@@ -336,23 +378,28 @@ def _report(
     seconds: Mapping[str, float] | None = None,
     notes: tuple[str, ...] = (),
     lowered: Lowered | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     plans = plans or {}
+    attention = []
+    with (progress or NullProgress()).task("Looking at masks", len(done.blocks)) as task:
+        for block in done.blocks:
+            plan = plans.get(block.node) if isinstance(block, FusedBlock) else None
+            attention.append(attention_entry(block, kind, masks, plan))
+            task.advance()
+    nested = nested_softmaxes(source)
+    unseen = f"not looked at: {nested} Softmax inside If, Loop, Scan or a function"
     return Report(
         model=_name(model),
-        attention=tuple(
-            attention_entry(
-                block, kind, plans.get(block.node) if isinstance(block, FusedBlock) else None
-            )
-            for block in done.blocks
-        ),
+        attention=tuple(attention),
         nodes_before=done.nodes_before,
         nodes_after=done.nodes_after,
         kind=kind,
         tables=tuple(table_entry(table, plans.get(table.node)) for table in done.tables),
         targets=tuple(target.name for target in targets),
-        notes=notes,
+        notes=(*notes, *masks.notes, *([unseen] if nested else [])),
         check=None if compared is None else compared.to_json(),
         seconds=dict(seconds or {}),
         precision=None if lowered is None else lowered.report,
+        other_softmaxes=other_softmaxes(source, done.blocks),
     )

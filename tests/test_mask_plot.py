@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from stof_onnx.ir.expr.build import and_, ge, ge0, integer, sub
 from stof_onnx.ir.mask import MaskProgram
 from stof_onnx.ir.mask.program import B_INDEX, H_INDEX, K_INDEX, Q_INDEX
 from stof_onnx.ir.mask.tiles import map_tiles
-from stof_onnx.report.mask_plot import MaskPicture, cell_size, draw_masks, kept_share
+from stof_onnx.report.mask_plot import MaskPicture, MaskPlots, cell_size, kept_share
 
 DISTANCE = sub(Q_INDEX, K_INDEX)
 CAUSAL = ge0(DISTANCE)
@@ -26,6 +28,13 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def picture(name: str, keep: Expr, length: int = 100, **more: Any) -> MaskPicture:
     sizes = {"B": 2, "H": 4, "Sq": length, "Sk": length}
     return MaskPicture(name, f"kind of {name}", MaskProgram(keep), sizes, **more)
+
+
+def draw_masks(pictures: Iterable[MaskPicture], folder: Path) -> list[Path]:
+    """The files that are written."""
+    plots = MaskPlots(folder)
+    assert {plots.draw(picture) for picture in pictures} == set(plots.files)
+    return plots.files
 
 
 @pytest.mark.parametrize("length", [70, 2048, 4100])
@@ -94,17 +103,44 @@ def test_equal_masks_share_a_picture_and_others_never_share_a_name(tmp_path: Pat
     assert files[0].read_bytes() == before
 
 
+def test_every_picture_knows_its_file(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plots = MaskPlots(tmp_path)
+    again = MaskPicture("b", "kind of a", MaskProgram(CAUSAL), picture("", CAUSAL).sizes)
+    drawn = [plots.draw(one) for one in (picture("a", CAUSAL), picture("c", CAUSAL), again)]
+    assert [file.name for file in drawn] == ["a.png", "c.png", "a.png"]
+
+
 def test_matplotlib_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'stof-onnx\[plot\]'"):
-        draw_masks([picture("causal", CAUSAL)], tmp_path)
+        MaskPlots(tmp_path)
 
 
-def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_the_folder_is_made_with_the_first_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plots = MaskPlots(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    assert plots.draw(picture("causal", CAUSAL)) == tmp_path / "new" / "causal.png"
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path, folder: str) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="a folder for the pictures"):
-        draw_masks([picture("causal", CAUSAL)], tmp_path / "file")
+    with pytest.raises(OutputError, match=r"file' is a file; wanted a folder for the pictures"):
+        MaskPlots(tmp_path / folder)
+
+
+@pytest.mark.parametrize("folder", ["locked", "locked/below"])
+def test_a_folder_that_is_not_writable_is_refused(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "locked")
+    with pytest.raises(OutputError, match="locked' is not writable"):
+        MaskPlots(tmp_path / folder)
 
 
 def test_a_failed_write_leaves_nothing_behind(

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,8 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from stof_onnx import model_io
 from stof_onnx.ir.errors import InputError, OutputError
-from stof_onnx.model_io import check_output_path, load_model, save_model
+from stof_onnx.model_io import check_output_path, load_model, outline, save_model, saving
 
 MODELS = Path(__file__).parent / "models"
 WEIGHTS = np.arange(2048, dtype=np.float32).reshape(32, 64)
@@ -168,11 +168,27 @@ def test_unreadable_file_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     save_model(make_model(), path)
 
-    def refuse(self):
+    def refuse(self, mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InputError, match="Permission denied"):
+        load_model(path)
+
+
+def test_a_pipe_is_read(tmp_path):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as stream:
+        stream.write(make_model().SerializeToString())
+    with os.fdopen(reader):
+        assert load_model(f"/dev/fd/{reader}") == make_model()
+
+
+def test_a_file_of_more_than_2_gib_is_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as stream:
+        stream.truncate(2**31)
+    with pytest.raises(InputError, match="has 2147483648 bytes, more than protobuf can read"):
         load_model(path)
 
 
@@ -181,6 +197,46 @@ def test_supported_opsets_load(tmp_path, opset):
     path = tmp_path / "model.onnx"
     save_model(make_model(opset=opset), path)
     assert load_model(path).opset_import[0].version == opset
+
+
+def _tensor(**fields: object) -> TensorProto:
+    return TensorProto(**{"name": "weights", "data_type": 1, "dims": [32, 64], **fields})
+
+
+# The checker sees no data where load_model finds that it fits: what it would say must not change.
+TENSORS = {
+    "good": _tensor(raw_data=WEIGHTS.tobytes()),
+    "typed": _tensor(float_data=WEIGHTS.ravel()),
+    "short": _tensor(raw_data=WEIGHTS.tobytes()[:-4]),
+    "long": _tensor(raw_data=WEIGHTS.tobytes() + bytes(4)),
+    "twice": _tensor(raw_data=WEIGHTS.tobytes(), float_data=[1.0]),
+    "none": _tensor(),
+    "no type": _tensor(data_type=0, raw_data=WEIGHTS.tobytes()),
+    "unknown type": _tensor(data_type=99, raw_data=WEIGHTS.tobytes()),
+    "text as bytes": _tensor(data_type=TensorProto.STRING, raw_data=WEIGHTS.tobytes()),
+    "no name": TensorProto(data_type=1, dims=[32, 64], raw_data=WEIGHTS.tobytes()),
+    "negative": _tensor(dims=[-32, -64], raw_data=WEIGHTS.tobytes()),
+}
+
+
+@pytest.mark.parametrize("tensor", TENSORS.values(), ids=TENSORS)
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_the_checkers_verdict_on_tensors_is_kept(tmp_path, tensor, place):
+    model = make_model()
+    if place == "initializer":
+        model.graph.initializer[0].CopyFrom(tensor)
+    else:
+        del model.graph.initializer[:]
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["weights"]))
+        model.graph.node[0].attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=tensor)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    try:
+        onnx.checker.check_model(model.SerializeToString())
+    except onnx.checker.ValidationError:
+        with pytest.raises(InputError, match="is not a valid ONNX model"):
+            load_model(tmp_path / "model.onnx")
+    else:
+        assert load_model(tmp_path / "model.onnx") == model
 
 
 def test_stof_nodes_pass_the_checker(tmp_path):
@@ -238,6 +294,75 @@ def test_external_data_of_any_type_loads(tmp_path, data_type):
     assert load_model(path) == model
 
 
+def with_branch() -> ModelProto:
+    """A model whose weights are in a branch of an If, and nowhere else."""
+    model = make_model()
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["inner"], ["chosen"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("chosen", TensorProto.FLOAT, WEIGHTS.shape)],
+        [numpy_helper.from_array(WEIGHTS, "inner")],
+    )
+    choose = helper.make_node(
+        "If", ["condition"], ["weights"], then_branch=branch, else_branch=branch
+    )
+    model.graph.node.insert(0, choose)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array(True), "condition"))
+    return model
+
+
+def test_weights_of_subgraphs_become_external_too(tmp_path):
+    path = tmp_path / "model.onnx"
+    save_model(with_branch(), path, embed_limit=0)
+    assert (tmp_path / "model.onnx.data").stat().st_size == 2 * WEIGHTS.nbytes
+    assert load_model(path) == with_branch()
+
+
+def test_text_stays_in_the_model_file(tmp_path):
+    model = make_model()
+    words = helper.make_tensor("words", TensorProto.STRING, [500], [b"word"] * 500)
+    model.graph.initializer.append(words)
+    save_model(model, tmp_path / "model.onnx", embed_limit=0)
+    assert (tmp_path / "model.onnx.data").stat().st_size == WEIGHTS.nbytes
+    assert load_model(tmp_path / "model.onnx") == model
+
+
+def test_an_outline_has_no_weights():
+    light = outline(make_model())
+    assert light.ByteSize() < 300
+    light.graph.initializer[0].raw_data = WEIGHTS.tobytes()
+    assert light == make_model()
+
+
+def many_weights() -> ModelProto:
+    """64 MiB of weights in 16 tensors."""
+    model = make_model()
+    for number in range(16):
+        weights = np.zeros(2**20, np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weights, f"more {number}"))
+    return model
+
+
+def peak_of(function: Callable[[], object]) -> int:
+    """Bytes of Python objects at the peak; what protobuf keeps isn't counted."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("embed_limit", [0, 2**30], ids=["external", "embedded"])
+def test_weights_go_through_python_one_tensor_at_a_time(tmp_path, embed_limit):
+    model, path = many_weights(), tmp_path / "model.onnx"
+    assert peak_of(lambda: save_model(model, path, embed_limit=embed_limit)) < 2**24
+    assert peak_of(lambda: load_model(path)) < 2**24
+    assert load_model(path) == model
+    assert peak_of(lambda: check_output_path(tmp_path / "other.onnx", [path])) < 2**20
+
+
 def test_large_model_replaces_a_large_model(tmp_path):
     path = external(tmp_path)
     model = make_model()
@@ -272,13 +397,11 @@ def test_failed_save_leaves_everything_as_it_was(
     assert model == make_model()
 
 
-def test_model_too_large_to_serialize_is_an_output_error(tmp_path, monkeypatch):
-    def refuse(*args):
-        raise model_io.EncodeError("Failed to serialize proto")
-
-    monkeypatch.setattr(ModelProto, "SerializeToString", refuse)
-    with pytest.raises(OutputError, match="can't be serialized"):
-        save_model(make_model(), tmp_path / "model.onnx")
+@pytest.mark.parametrize("embed_limit", [0, 10**6], ids=["external", "embedded"])
+def test_model_too_large_to_serialize_is_an_output_error(tmp_path, monkeypatch, embed_limit):
+    monkeypatch.setattr(saving, "PROTOBUF_LIMIT", 100)
+    with pytest.raises(OutputError, match="can't be serialized: it would have .* bytes"):
+        save_model(make_model(), tmp_path / "model.onnx", embed_limit=embed_limit)
     assert files(tmp_path) == {}
 
 

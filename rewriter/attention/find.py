@@ -99,7 +99,7 @@ def merged_heads(sym: SymbolicGraph, softmax: Node) -> list[int]:
     found: list[Index] = []
     for side in (0, 1):
         tensor = product.operand(side)
-        index = tuple(
+        index: Index = tuple(
             integer(0) if dim == integer(1) else Var(f"x{axis}", dim)
             for axis, dim in enumerate(sym.shape(tensor))
         )

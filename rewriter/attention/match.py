@@ -27,7 +27,8 @@ from stof_onnx.rewriter.attention.outputs import OutputSizes, find_output, shape
 from stof_onnx.rewriter.attention.products import PRODUCT_OPS, Product, read_product
 from stof_onnx.rewriter.attention.score_steps import SCORE_STEPS
 from stof_onnx.rewriter.attention.sinks import SinkColumn, find_sinks, read_sinks
-from stof_onnx.rewriter.attention.weight_steps import WEIGHT_STEPS, WeightContext
+from stof_onnx.rewriter.attention.weight_steps import WEIGHT_STEPS
+from stof_onnx.rewriter.attention.weight_steps.step import WeightContext
 from stof_onnx.rewriter.graph import Node, Tensor, consumers, is_graph_output, node_name, producer
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
 from stof_onnx.rewriter.symbolic.indexing import axis_of
@@ -140,7 +141,7 @@ class _Matcher:
         context = ChainContext(self.sym, chain, axes.at, has_sinks=self.column is not None)
         self.inner.append(self.softmax)
         score_node = self._walk_scores(context)
-        self.inner.extend(chain.nodes)
+        self.inner = [self.softmax, *chain.nodes]
         weights, index, guarded = self._walk_weights(axes)
         value_side = self._value_side(*self._value_product(weights), axes, index)
         self.dtype = float_type(value_side.product.node.outputs[0])

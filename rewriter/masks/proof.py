@@ -50,7 +50,7 @@ class Cut:
     """The subgraph from run-time values to the mask operands.
 
     Attributes:
-        nodes: in graph order.
+        nodes: in topological order.
         loaded: tensors whose values the program loads.
         shaped: tensors of which only the shape is read.
     """
@@ -73,7 +73,7 @@ def prove(graph: gs.Graph, sym: SymbolicGraph, block: AttentionBlock, lifted: Li
     if not stages:
         return "no mask in the graph"
     loaded = {source.tensor for source in lifted.sources if source.tensor}
-    cut = cut_subgraph(graph, stages, loaded)
+    cut = cut_subgraph(stages, loaded)
     session = _session(graph, cut, stages)
     run = _Run(sym, block, lifted, cut, session)
     seen: dict[str, None] = {}
@@ -203,9 +203,9 @@ def _at_scores(
     return np.asarray(value[_positions(stage, dims, symbols)])
 
 
-def cut_subgraph(graph: gs.Graph, outputs: list[Tensor], loaded: set[str]) -> Cut:
+def cut_subgraph(outputs: list[Tensor], loaded: set[str]) -> Cut:
     """The nodes between the mask operands and what they read at run time."""
-    needed: set[int] = set()
+    needed: dict[int, Node] = {}
     load_cut: dict[str, Tensor] = {}
     shape_cut: dict[str, Tensor] = {}
     frontier = list(outputs)
@@ -219,12 +219,12 @@ def cut_subgraph(graph: gs.Graph, outputs: list[Tensor], loaded: set[str]) -> Cu
         node = tensor.inputs[0]
         if id(node) in needed:
             continue
-        needed.add(id(node))
+        needed[id(node)] = node
         if node.op == "Shape" and not isinstance(node.inputs[0], gs.Constant):
             shape_cut[node.inputs[0].name] = node.inputs[0]
         else:
             frontier += node.inputs
-    nodes = tuple(node for node in graph.nodes if id(node) in needed)
+    nodes = _producers_first(needed)
     produced = {output.name for node in nodes for output in node.outputs}
     for name in produced & set(shape_cut):
         # Computed inside the subgraph as well: no input of its own.
@@ -232,6 +232,21 @@ def cut_subgraph(graph: gs.Graph, outputs: list[Tensor], loaded: set[str]) -> Cu
     for name in set(shape_cut) & set(load_cut):
         del shape_cut[name]
     return Cut(nodes, tuple(load_cut.values()), tuple(shape_cut.values()))
+
+
+def _producers_first(nodes: Mapping[int, Node]) -> tuple[Node, ...]:
+    """Nodes in topological order; to look for them in the graph would take all of its nodes."""
+    done: dict[int, Node] = {}
+    stack = list(nodes.values())
+    while stack:
+        node = stack[-1]
+        makers = [maker for tensor in node.inputs for maker in tensor.inputs]
+        waiting = [m for m in makers if id(m) in nodes and id(m) not in done]
+        if waiting:
+            stack += waiting
+        else:
+            done[id(stack.pop())] = node
+    return tuple(done.values())
 
 
 def _session(graph: gs.Graph, cut: Cut, outputs: list[Tensor]) -> ort.InferenceSession:

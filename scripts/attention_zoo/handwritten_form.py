@@ -75,7 +75,7 @@ class Form:
     blocks: tuple[str, ...]
     given: tuple[DrawnInput, ...] = ()
     exporters: tuple[Exporter, ...] = COMMON_EXPORTERS
-    status: Literal["fused", "refused"] = "fused"
+    status: Literal["fused", "refused", "either"] = "fused"
     kv_heads: int = HEADS
     heads: int = HEADS
     outputs: tuple[ModelOutput, ...] = (CONTEXT,)

@@ -49,7 +49,8 @@ from attention_zoo.model import (
 )
 
 ADD, FILL = Eager("add"), Eager("fill")
-TABLE = "a constant table: the name arbitrary is as good"
+TABLE = "a constant table"
+BLOCKS = "a constant table of BigBird; its random blocks are smaller than those that are named"
 
 BAND_FORMS = (
     Form("causal_arange_sdpa", layer(sdpa, arithmetic(masks.causal)), ("causal",), (), WITH_23),
@@ -100,9 +101,14 @@ SPARSE_FORMS = (
         "dilated_buffer_add", layer(ADD, constant_float(masks.dilated)), ("dilated",), notes=TABLE
     ),
     Form("causal_dilated_fill", layer(FILL, arithmetic_rank4(masks.causal_dilated)), ("dilated",)),
-    Form("strided_arange_fill", layer(FILL, arithmetic(masks.strided)), ("strided",)),
-    Form("strided_buffer_sdpa", layer(sdpa, constant(masks.strided)), ("strided",), notes=TABLE),
-    Form("fixed_strided_sdpa", layer(sdpa, arithmetic(masks.fixed_strided)), ("strided",)),
+    Form("strided_arange_fill", layer(FILL, arithmetic(masks.strided)), ("causal+strided",)),
+    Form(
+        "strided_buffer_sdpa",
+        layer(sdpa, constant(masks.strided)),
+        ("causal+strided",),
+        notes=TABLE,
+    ),
+    Form("fixed_strided_sdpa", layer(sdpa, arithmetic(masks.fixed_strided)), ("causal+strided",)),
     Form("longformer_arange_sdpa", layer(sdpa, arithmetic(masks.longformer)), ("longformer",)),
     Form(
         "longformer_buffer_add",
@@ -112,12 +118,12 @@ SPARSE_FORMS = (
     ),
     Form("longformer_assigned", layer(FILL, written(masks.longformer_assigned)), ("longformer",)),
     Form("bigbird_table_sdpa", layer(sdpa, masks.RandomBlocks), ("bigbird",)),
-    Form("bigbird_buffer_sdpa", layer(sdpa, constant(masks.bigbird)), ("bigbird",), notes=TABLE),
+    Form("bigbird_buffer_sdpa", layer(sdpa, constant(masks.bigbird)), ("arbitrary",), notes=BLOCKS),
     Form(
         "bigbird_buffer_lowest",
         layer(ADD, constant_float(masks.bigbird, masks.LOWEST)),
-        ("bigbird",),
-        notes=TABLE,
+        ("arbitrary",),
+        notes=BLOCKS,
     ),
     Form(
         "block_diagonal_buffer",
@@ -234,19 +240,19 @@ INPUT_FORMS = (
     Form(
         "dense_float_4d_add",
         layer(ADD, given(masks.as_it_is)),
-        ("dense",),
+        ("bias",),
         (drawn("mask", draw_bias, (BATCH, 1, SEQUENCE, SEQUENCE)),),
     ),
     Form(
         "dense_float_heads_sdpa",
         layer(sdpa, given(masks.as_it_is)),
-        ("dense",),
+        ("bias",),
         (drawn("mask", draw_bias, (BATCH, HEADS, SEQUENCE, SEQUENCE)),),
     ),
     Form(
         "dense_float_2d_sdpa",
         layer(sdpa, given(masks.as_it_is)),
-        ("dense",),
+        ("bias",),
         (drawn("mask", draw_bias, (SEQUENCE, SEQUENCE)),),
         WITH_23,
     ),

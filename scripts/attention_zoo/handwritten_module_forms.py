@@ -137,17 +137,17 @@ def layout_forms() -> Iterator[Form]:
             outputs=(CONTEXT, ModelOutput("key", present), ModelOutput("value", present)),
         )
     biases: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
-        ("alibi_causal", lambda: Biased(Alibi("distance"), is_causal=True), "causal+bias"),
+        ("alibi_causal", lambda: Biased(Alibi("distance"), is_causal=True), "causal+alibi"),
         (
             "alibi_causal_sdpa",
             lambda: Biased(Alibi("key"), eager=False, is_causal=True),
-            "causal+bias",
+            "causal+alibi",
         ),
-        ("alibi_symmetric", lambda: Biased(Alibi("symmetric")), "bias"),
+        ("alibi_symmetric", lambda: Biased(Alibi("symmetric")), "alibi"),
         ("t5_bias", lambda: Biased(T5Bias()), "bias"),
         ("t5_bias_sdpa", lambda: Biased(T5Bias(), eager=False), "bias"),
         ("clipped_bias", lambda: Biased(ClippedBias()), "bias"),
-        ("content_bias", ContentBias, "dense"),
+        ("content_bias", ContentBias, "bias"),
     )
     for name, build, mask in biases:
         yield Form(name, build, (mask,))

@@ -97,14 +97,15 @@ class ZooBlock:
 
     ``mask`` is the kind an optimizer should report, factors joined by "+" in the order
     structure, padding, bias: ``none``, ``causal+padding``, ``sliding_window+padding``,
-    ``padding+bias``. ``status`` "refused" says that this block must stay as it is.
+    ``padding+bias``. ``status`` "refused" says that this block must stay as it is, "either" that it
+    may.
     """
 
     mask: str
     num_heads: int = HEADS
     kv_num_heads: int = HEADS
     head_dim: int = HEAD_DIM
-    status: Literal["fused", "refused"] = "fused"
+    status: Literal["fused", "refused", "either"] = "fused"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from stof_onnx.cli import arguments as common
 _EXAMPLES = """\
 stof-onnx inspect bert.onnx
 stof-onnx inspect bert.onnx --json | jq '.attention[] | .name + ": " + .mask.kind'
+stof-onnx inspect bert.onnx --plot masks --input-shapes ids:[8,4096] mask:[8,4096]
 stof-onnx inspect bert.stof.onnx -v"""
 
 _NOTES = """\
@@ -25,12 +26,19 @@ def add_parser(commands: argparse._SubParsersAction[common.Parser]) -> None:
         "inspect",
         "List the attention blocks of a model. For each its shapes, its mask, and whether"
         " `optimize` would fuse or refuse it and why. Of an optimized file the stof nodes, with"
-        " the kernels that their plans contain. Writes no file.",
+        " the kernels that their plans contain. Writes no file but the pictures asked for.",
         _EXAMPLES,
         notes=_NOTES,
     )
     common.add_model(parser, "model", "MODEL", "the ONNX file to look at")
-    common.add_input_shapes(parser, "shapes to assume")
+    common.add_input_shapes(parser, "shapes to measure masks at")
+    parser.add_argument(
+        "--plot",
+        metavar="DIR",
+        type=common.output_file,
+        help="draw each distinct mask as a PNG file in DIR: its pairs, and the tiles of 64x64"
+        " that are full, partial and empty (pip install 'stof-onnx[plot]')",
+    )
     common.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -44,11 +52,17 @@ def run(arguments: argparse.Namespace, out: TextIO) -> int:
     from stof_onnx.progress import RichProgress
     from stof_onnx.report.records import OptimizedReport
 
-    report = api.inspect(arguments.model, input_shapes=shapes, progress=RichProgress())
+    report = api.inspect(
+        arguments.model, input_shapes=shapes, plot=arguments.plot, progress=RichProgress()
+    )
     if arguments.json:
         out.write(json_text.dump(report.to_json()))
-    elif isinstance(report, OptimizedReport):
-        contents(render.console(out), report, verbose=arguments.verbose)
+        return 0
+    console = render.console(out)
+    if isinstance(report, OptimizedReport):
+        contents(console, report, verbose=arguments.verbose)
     else:
-        render.report(render.console(out), report, verbose=arguments.verbose)
+        render.report(console, report, verbose=arguments.verbose)
+    if arguments.plot is not None:
+        render.pictures(console, report)
     return 0

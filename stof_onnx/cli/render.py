@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -13,11 +14,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stof_onnx.cli.render_blocks import (
+    DENSITY_TITLES,
+    Row,
+    block_table,
+    density_cells,
+    density_details,
+    density_notes,
+    heads_text,
+    mask_text,
+    reading_text,
+)
 from stof_onnx.ir.target import Target
 from stof_onnx.report.records import (
     AttentionReport,
     KernelReport,
-    MaskReport,
+    OptimizedReport,
+    PrecisionReport,
     Report,
     TableReport,
 )
@@ -26,7 +39,7 @@ _LABEL_WIDTH = 12
 # Lines in pipes and files are for grep and log viewers, which fold long ones better than we could.
 _NEVER_FOLD = 10_000
 # Below this the names get more room, and layouts are shown with -v only.
-_WIDE = 110
+_WIDE = 130
 _STYLES = {"fused": "green", "refused": "yellow", "passed": "green", "failed": "bold red"}
 
 
@@ -77,6 +90,35 @@ def size(count: float) -> str:
 
 def report(console: Console, report: Report, *, verbose: int) -> None:
     """Print what was found in a model and what was, or would be, done about it."""
+    _summary(console, report, verbose=verbose)
+    if report.attention:
+        console.print()
+        wide = console.width >= _WIDE
+        console.print(_attention_table(report, with_layout=wide, every=verbose > 0))
+        console.print()
+    for text in density_notes(entry.mask for entry in report.attention):
+        line(console, "density", text)
+    groups = [entry.kernels for entry in report.attention]
+    groups += [table.kernels for table in report.tables]
+    for text in kernel_lines(groups):
+        line(console, "kernels", text)
+    for entry in report.attention:
+        if entry.status == "refused":
+            line(console, "refused", _refusal(entry))
+    if verbose:
+        _details(console, report)
+    if report.precision is not None:
+        _precision(console, report.precision)
+    for note in report.notes:
+        line(console, "note", note)
+    if report.check is not None:
+        check(console, report.check, verbose=bool(verbose))
+    if verbose and report.seconds:
+        times = (f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
+        line(console, "seconds", ", ".join(times))
+
+
+def _summary(console: Console, report: Report, *, verbose: int) -> None:
     line(console, "model", report.model)
     operators = f"{report.nodes_before}"
     if report.fused:
@@ -87,29 +129,10 @@ def report(console: Console, report: Report, *, verbose: int) -> None:
         # In words: that "auto" found no GPU is worth knowing.
         line(console, "targets", ", ".join(str(Target.parse(name)) for name in report.targets))
     line(console, "attention", *_counts(report))
+    if verbose and report.other_softmaxes:
+        line(console, "softmax", _other_softmaxes(report.other_softmaxes))
     if report.tables:
         line(console, "tables", _tables(report))
-    if report.attention:
-        console.print()
-        wide = console.width >= _WIDE
-        console.print(_attention_table(report, with_layout=wide))
-        console.print()
-    groups = [entry.kernels for entry in report.attention]
-    groups += [table.kernels for table in report.tables]
-    for text in kernel_lines(groups):
-        line(console, "kernels", text)
-    for entry in report.attention:
-        if entry.status == "refused":
-            line(console, "refused", _refusal(entry))
-    if verbose:
-        _details(console, report)
-    for note in report.notes:
-        line(console, "note", note)
-    if report.check is not None:
-        check(console, report.check, verbose=bool(verbose))
-    if verbose and report.seconds:
-        times = (f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
-        line(console, "seconds", ", ".join(times))
 
 
 def _counts(report: Report) -> list[str | Text]:
@@ -137,30 +160,69 @@ def _tables(report: Report) -> str:
     return f"{count} StofMaskTable node{'s' * (count != 1)} {added}, for masks given at run time"
 
 
+def _other_softmaxes(count: int) -> str:
+    nodes = "node is" if count == 1 else "nodes are"
+    return f"{count} other Softmax {nodes} not between two products of run-time tensors"
+
+
 def _refusal(entry: AttentionReport) -> str:
     # Most reasons start with the node that doesn't fit, which often is the block's own Softmax.
     named = repr(entry.name) in entry.reason
     return entry.reason if named else f"{entry.name}: {entry.reason}"
 
 
-def _attention_table(report: Report, *, with_layout: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("block", overflow="fold")
-    table.add_column("heads", no_wrap=True)
-    table.add_column("mask", overflow="fold")
-    if with_layout:
-        table.add_column("layout", overflow="fold")
-    table.add_column("status", no_wrap=True)
+def _attention_table(report: Report, *, with_layout: bool, every: bool) -> Table:
+    titles = ["block", "heads", "mask", *DENSITY_TITLES]
+    titles += ["layout", "status"] if with_layout else ["status"]
+    rows = []
     for entry in report.attention:
-        cells: list[str | Text] = [
-            entry.name,
-            heads(entry.num_heads, entry.kv_num_heads, entry.head_dim),
-            mask_text(entry.mask),
+        cells = [
+            heads_text(entry.num_heads, entry.kv_num_heads, entry.head_dim),
+            mask_text(entry.mask, entry.softcap, entry.sinks),
+            *density_cells(entry.mask),
         ]
         if with_layout:
             cells.append(entry.layout or "-")
-        table.add_row(*cells, Text(_status(entry.status, report), style=_STYLES[entry.status]))
-    return table
+        status = _status(entry.status, report)
+        if entry.plan == "native":
+            status += ", native"
+        rows.append(Row(entry.name, (*cells, status), _STYLES[entry.status]))
+    return block_table(titles, rows, every=every)
+
+
+def _precision(console: Console, report: PrecisionReport) -> None:
+    """What lowering the model changed, by output."""
+    kept = ", ".join(f"{reason}: {count}" for reason, count in sorted(report.kept.items()))
+    line(
+        console,
+        "precision",
+        f"{report.precision}, by {report.tool}: {report.lowered} operators,"
+        f" {sum(report.kept.values())} stay in float32 ({kept or 'none'})",
+    )
+    if not report.effects:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("output", overflow="fold")
+    table.add_column("rel L2", justify="right", no_wrap=True)
+    table.add_column("max abs", justify="right", no_wrap=True)
+    table.add_column("worst inputs", overflow="fold")
+    for effect in report.effects:
+        table.add_row(
+            effect.output, f"{effect.rel_l2:.1e}", f"{effect.max_abs:.1e}", effect.feed or "-"
+        )
+    console.print()
+    console.print(table)
+    console.print()
+
+
+def pictures(console: Console, report: Report | OptimizedReport) -> None:
+    """List the pictures that were drawn, with the number of blocks that each shows."""
+    entries = report.attention if isinstance(report, Report) else report.stof_nodes
+    drawn = Counter(entry.mask.picture for entry in entries if entry.mask and entry.mask.picture)
+    for file, count in drawn.items():
+        line(console, "drew", f"{file} ({count} block{'s' * (count != 1)})")
+    if not drawn:
+        line(console, "drew", "nothing: no block has a mask that hides pairs")
 
 
 def kernel_lines(groups: Iterable[Sequence[KernelReport]]) -> list[str]:
@@ -181,26 +243,6 @@ def kernel_text(kernel: KernelReport) -> str:
     return f"{kernel.template} {tactic} ({', '.join(facts)})"
 
 
-def heads(num_heads: int, kv_num_heads: int, head_dim: int) -> str:
-    """Heads and their size, as "8 (kv 2) x 64"; 0 is what isn't known."""
-    if not num_heads:
-        return "-"
-    shared = f" (kv {kv_num_heads})" if kv_num_heads not in (0, num_heads) else ""
-    return f"{num_heads}{shared} x {head_dim or '?'}"
-
-
-def mask_text(mask: MaskReport | None) -> str:
-    """The families of a mask with their parameters."""
-    if mask is None:
-        return "-"
-    parameters = ", ".join(f"{name}={_value(value)}" for name, value in mask.parameters.items())
-    return f"{mask.kind} ({parameters})" if parameters else mask.kind
-
-
-def _value(value: float | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _details(console: Console, report: Report) -> None:
     """What -v adds for each block: shapes, the mask in words, its proof."""
     for entry in report.attention:
@@ -210,9 +252,11 @@ def _details(console: Console, report: Report) -> None:
             "key": _shape(entry.key_shape),
             "layout": entry.layout,
             "reason": entry.reason,
+            "read": reading_text(entry.read) if entry.read else "",
         }
         if entry.mask is not None:
             facts["mask"] = entry.mask.expression
+            facts["density"] = density_details(entry.mask.density) if entry.mask.density else ""
             facts["empty row"] = entry.mask.empty_row
             facts["proof"] = entry.mask.proof
         for label, text in facts.items():

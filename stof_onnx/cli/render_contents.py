@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stof_onnx.cli.render import heads, kernel_lines, kernel_text, line, mask_text, size
+from stof_onnx.cli.render import kernel_lines, kernel_text, line, size
+from stof_onnx.cli.render_blocks import (
+    DENSITY_TITLES,
+    Row,
+    block_table,
+    density_cells,
+    density_details,
+    density_notes,
+    heads_text,
+    mask_text,
+)
 from stof_onnx.report.records import NodeReport, OptimizedReport
 
 
@@ -24,8 +33,10 @@ def contents(console: Console, report: OptimizedReport, *, verbose: int) -> None
     for producer in dict.fromkeys(node.producer for node in planned):
         line(console, "written by", producer)
     console.print()
-    console.print(_nodes_table(nodes))
+    console.print(_nodes_table(nodes, every=verbose > 0))
     console.print()
+    for text in density_notes(node.mask for node in nodes):
+        line(console, "density", text)
     for text in kernel_lines(node.kernels for node in nodes):
         line(console, "kernels", text)
     if verbose:
@@ -35,19 +46,19 @@ def contents(console: Console, report: OptimizedReport, *, verbose: int) -> None
         line(console, "note", note)
 
 
-def _nodes_table(nodes: tuple[NodeReport, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in ("node", "operator", "heads", "mask", "plan for"):
-        table.add_column(title, overflow="fold")
+def _nodes_table(nodes: tuple[NodeReport, ...], *, every: bool) -> Table:
+    rows = []
     for node in nodes:
-        table.add_row(
-            node.name,
+        cells = (
             node.operator,
-            heads(node.num_heads, node.kv_num_heads, node.head_dim) if node.head_dim else "-",
-            mask_text(node.mask),
-            ", ".join(node.targets) or Text("no plan", style="yellow"),
+            heads_text(node.num_heads, node.kv_num_heads, node.head_dim) if node.head_dim else "-",
+            mask_text(node.mask, node.softcap, node.sinks),
+            *density_cells(node.mask),
+            ", ".join(node.targets) or "no plan",
         )
-    return table
+        rows.append(Row(node.name, cells, "" if node.targets else "yellow"))
+    titles = ("node", "operator", "heads", "mask", *DENSITY_TITLES, "plan for")
+    return block_table(titles, rows, every=every)
 
 
 def _details(console: Console, node: NodeReport) -> None:
@@ -57,6 +68,7 @@ def _details(console: Console, node: NodeReport) -> None:
         "layout": node.layout,
         "dtype": node.dtype,
         "mask": node.mask.expression,
+        "density": density_details(node.mask.density) if node.mask.density else "",
         "empty row": node.mask.empty_row,
         "tile": "" if node.tile is None else "{} x {}".format(*node.tile),
         "plan": f"{size(node.plan_bytes)}, by {node.producer}" if node.has_plan else "none",

@@ -45,7 +45,12 @@ class Lowered:
         ]
         if not report.effects:
             notes.append(f"what {report.precision} changes was not measured")
-        notes += [_effect_text(effect, report.precision) for effect in report.effects]
+        # The report's table has the others.
+        notes += [
+            _effect_text(effect, report.precision)
+            for effect in report.effects
+            if effect.rel_l2 > _NOTABLE
+        ]
         return tuple(notes)
 
     def twin(self, model: ModelProto) -> ModelProto:
@@ -117,8 +122,8 @@ def _convert(
 
 
 def _effect_text(effect: PrecisionEffect, precision: str) -> str:
-    text = (
-        f"{precision} changes output {effect.output!r} by at most {effect.rel_l2:.1e} in relative"
-        f" L2 distance ({effect.max_abs:.1e} in an element), on {effect.feed or 'its own shapes'}"
+    return (
+        f"{precision} changes output {effect.output!r} by {effect.rel_l2:.1e} in relative L2"
+        f" distance ({effect.max_abs:.1e} in an element), on {effect.feed or 'its own shapes'}:"
+        " look at what the model is for"
     )
-    return f"{text}: look at what the model is for" if effect.rel_l2 > _NOTABLE else text

@@ -2,6 +2,7 @@
 
 from stof_onnx.report.records import (
     AttentionReport,
+    DensityReport,
     KernelReport,
     MaskReport,
     NodeReport,
@@ -12,6 +13,7 @@ from stof_onnx.report.records import (
 
 __all__ = [
     "AttentionReport",
+    "DensityReport",
     "KernelReport",
     "MaskReport",
     "NodeReport",

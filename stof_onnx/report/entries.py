@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from onnx import ModelProto, NodeProto
+
 from stof_onnx.ir.mask import classify
+from stof_onnx.ir.nesting import nested_nodes
 from stof_onnx.ir.operators.mask_table import MaskTable
 from stof_onnx.ir.operators.masked_attention import MaskedAttention
 from stof_onnx.ir.plan import Plan, Variant
+from stof_onnx.report.masks import MaskReports
 from stof_onnx.report.records import (
     AttentionReport,
     KernelReport,
@@ -18,13 +24,14 @@ from stof_onnx.rewriter.rewrite import FusedBlock, RefusedBlock
 
 
 def attention_entry(
-    block: FusedBlock | RefusedBlock, kind: Kind, plan: Plan | None = None
+    block: FusedBlock | RefusedBlock, kind: Kind, masks: MaskReports, plan: Plan | None = None
 ) -> AttentionReport:
     """One attention-like block.
 
     Args:
         block: what the rewriter found.
         kind: whether the block was, or would be, replaced.
+        masks: measures and draws the block's mask.
         plan: of its stof node, if it has one.
     """
     if isinstance(block, RefusedBlock):
@@ -32,22 +39,34 @@ def attention_entry(
             name=block.name,
             status="refused",
             reason=block.reason,
+            read=block.read,
             num_heads=block.num_heads,
             head_dim=block.head_dim,
         )
     node = block.attributes
+    mask = masks.entry(
+        node.mask,
+        block.kind,
+        empty_row=node.empty_row(),
+        tables=block.tables,
+        dims=block.block.dims,
+        proof=block.proof,
+    )
     became = "would become" if kind == "original" else "became"
     return AttentionReport(
         name=block.block.name,
         status="fused",
         reason=f"{block.block.nodes} nodes {became} one",
-        mask=attention_mask(node, block.proof),
+        plan="stof",
+        mask=mask,
         num_heads=node.num_heads,
         kv_num_heads=node.kv_num_heads,
         head_dim=node.head_dim,
         query_shape=block.query_shape,
         key_shape=block.key_shape,
         layout=layout_text(node),
+        softcap=node.softcap,
+        sinks=node.sinks,
         nodes_replaced=block.block.nodes,
         kernels=kernels_of(plan),
     )
@@ -59,22 +78,34 @@ def table_entry(table: AddedTable, plan: Plan | None = None) -> TableReport:
     return TableReport(table.node, table_mask(record), record.tile, kernels_of(plan))
 
 
-def attention_mask(node: MaskedAttention, proof: str = "") -> MaskReport:
-    """The mask of an attention node."""
-    kind = classify(node.mask)
-    return MaskReport(
-        kind=kind.name,
-        parameters=kind.parameters,
-        expression=node.mask.to_text(),
-        empty_row=node.empty_row(),
-        proof=proof,
-    )
-
-
 def table_mask(node: MaskTable) -> MaskReport:
     """The mask of a table's node, which doesn't know what becomes of an empty row."""
     kind = classify(node.mask)
     return MaskReport(kind.name, kind.parameters, node.mask.to_text(), empty_row="")
+
+
+def other_softmaxes(model: ModelProto, blocks: Iterable[FusedBlock | RefusedBlock]) -> int:
+    """How many Softmax nodes of the graph are in none of the blocks."""
+    names = {_name(node) for node in model.graph.node if _is_softmax(node)}
+    found = {
+        block.name if isinstance(block, RefusedBlock) else block.block.name for block in blocks
+    }
+    count = sum(_is_softmax(node) for node in model.graph.node)
+    return max(0, count - len(found & names))
+
+
+def nested_softmaxes(model: ModelProto) -> int:
+    """How many Softmax nodes there are where the rewriter doesn't look: in subgraphs, functions."""
+    functions = (node for function in model.functions for node in function.node)
+    return sum(map(_is_softmax, (*nested_nodes(model.graph), *functions)))
+
+
+def _is_softmax(node: NodeProto) -> bool:
+    return node.op_type == "Softmax" and node.domain in ("", "ai.onnx")
+
+
+def _name(node: NodeProto) -> str:
+    return node.name or node.output[0]
 
 
 def layout_text(node: MaskedAttention) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,40 +60,56 @@ class MaskPicture:
     tile: tuple[int, int] = PLOT_TILE
 
 
-def draw_masks(pictures: Iterable[MaskPicture], folder: Path) -> list[Path]:
-    """Draws each distinct mask once, as a PNG file.
+class MaskPlots:
+    """Draws each distinct mask once, as a PNG file of a folder.
 
     Of a mask that differs between heads or batch entries the first is drawn. A long mask is
     drawn in cells of several pairs, coloured by the share that is kept.
 
     Args:
-        pictures: masks; those that show the same pairs in the same tiles share one file,
-            named after the first.
-        folder: made if it doesn't exist. Files of the same names are replaced, each at once.
+        folder: made with the first picture if it doesn't exist. Files of the same names are
+            replaced, each at once.
 
-    Returns:
-        The files, in order.
+    Attributes:
+        files: that were written, in order.
 
     Raises:
         MissingDependencyError: matplotlib isn't installed.
         OutputError: the folder can't be made or written to.
-        InputError: sizes or a tile that can't be used.
     """
-    _require_matplotlib()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"'{folder}': {error.strerror}", "a folder for the pictures") from error
-    written: dict[tuple[object, ...], Path] = {}
-    for picture in pictures:
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        _require_matplotlib()
+        self._folder = Path(folder)
+        _check_folder(self._folder)
+        self._written: dict[tuple[object, ...], Path] = {}
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that were written, in order."""
+        return list(self._written.values())
+
+    def draw(self, picture: MaskPicture) -> Path:
+        """Draw a mask, unless one that shows the same pairs in the same tiles was drawn.
+
+        Returns:
+            The file, named after the first of the masks that share it.
+
+        Raises:
+            OutputError: it can't be written.
+            InputError: sizes or a tile that can't be used.
+        """
         tiles, not_counted = _tiles(picture)
         key = (picture.kind, not_counted, tiles.shape, tiles.tile, _content(tiles))
-        if key in written:
-            continue
-        path = _free_path(folder, picture.name, set(written.values()))
-        _write(path, picture, tiles, not_counted)
-        written[key] = path
-    return list(written.values())
+        if key not in self._written:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _unusable(self._folder, error.strerror or str(error)) from error
+            path = _free_path(self._folder, picture.name, set(self.files))
+            _write(path, picture, tiles, not_counted)
+            self._written[key] = path
+        return self._written[key]
 
 
 def _require_matplotlib() -> None:
@@ -104,6 +120,21 @@ def _require_matplotlib() -> None:
             "drawing masks needs matplotlib, which isn't installed",
             next_step="run `pip install 'stof-onnx[plot]'`",
         ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder before long work starts; nothing is made yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise _unusable(folder, f"'{existing}' is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _unusable(folder, f"'{existing}' is not writable")
+
+
+def _unusable(folder: Path, reason: str) -> OutputError:
+    return OutputError(
+        f"pictures can't be written to '{folder}': {reason}", "a folder for the pictures"
+    )
 
 
 def _tiles(picture: MaskPicture) -> tuple[TileMap, tuple[str, ...]]:

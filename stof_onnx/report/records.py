@@ -12,8 +12,34 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stof_onnx.ir.mask.statistics import TileStatistics
+
 Status = Literal["fused", "refused"]
 Kind = Literal["original", "optimization"]
+PlanKind = Literal["stof", "native", ""]
+LengthsFrom = Literal["model", "input shapes", "assumed", "table"]
+
+
+@dataclass(frozen=True)
+class DensityReport:
+    """How much of a mask is kept at one size, averaged over batch and heads.
+
+    Attributes:
+        sizes: (B, H, Sq, Sk) that it was measured at.
+        lengths: where Sq and Sk come from: "model" (fixed there), "input shapes" (given by the
+            user), "assumed" (dynamic, and nobody gave them) or "table" (assumed, and as long as a
+            constant table of the mask allows).
+        token_density: kept pairs over all pairs.
+        tiles: the shares of tiles that aren't empty and that are full, at each tile size.
+        not_counted: operands known at run time only, such as padding masks. What they hide
+            counts as kept: the densities are upper bounds where there are any.
+    """
+
+    sizes: tuple[int, int, int, int]
+    lengths: LengthsFrom
+    token_density: float
+    tiles: tuple[TileStatistics, ...]
+    not_counted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,6 +52,8 @@ class MaskReport:
         expression: the mask program in words, e.g. "q - k >= 0 and attention_mask[b, k]".
         empty_row: result of a row that sees no key: "nan", "zero", "mean" or "softmax".
         proof: how the program was compared with the original subgraph; "" where that isn't known.
+        density: None where it wasn't measured.
+        picture: file that the mask was drawn into; "" if it wasn't.
     """
 
     kind: str
@@ -33,6 +61,18 @@ class MaskReport:
     expression: str
     empty_row: str
     proof: str = ""
+    density: DensityReport | None = None
+    picture: str = ""
+
+    @property
+    def title(self) -> str:
+        """The families with their parameters, e.g. "causal (alignment=start)"."""
+        parameters = ", ".join(f"{name}={_short(value)}" for name, value in self.parameters.items())
+        return f"{self.kind} ({parameters})" if parameters else self.kind
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -64,6 +104,10 @@ class AttentionReport:
         name: of the block's Softmax node in the original graph.
         status: "fused" or "refused".
         reason: why it was refused; what was replaced where it was fused.
+        plan: what is to run a fused block: "stof" a stof node, "native" TensorRT's own attention;
+            "" where it was refused.
+        read: of a refused block the operators that had been read when the reason was met: the
+            Softmax, up to the product of query and key, down to that with value, then operands.
         mask: None where the block was refused before its mask could be read.
         num_heads: query heads, 0 if unknown.
         kv_num_heads: key/value heads, 0 if unknown.
@@ -72,6 +116,8 @@ class AttentionReport:
             ("batch", "sequence", "64").
         key_shape: same for the key tensor.
         layout: of query, key, value and output, e.g. "BSHD BSHD BSHD -> BSHD".
+        softcap: c of c * tanh(score / c); 0 without one.
+        sinks: whether a logit of each head joins the softmax without a key.
         nodes_replaced: how many nodes of the original graph disappeared.
         kernels: what runs the node, one a target; empty where no kernels were asked for.
     """
@@ -79,6 +125,8 @@ class AttentionReport:
     name: str
     status: Status
     reason: str
+    plan: PlanKind = ""
+    read: tuple[str, ...] = ()
     mask: MaskReport | None = None
     num_heads: int = 0
     kv_num_heads: int = 0
@@ -86,6 +134,8 @@ class AttentionReport:
     query_shape: tuple[str, ...] = ()
     key_shape: tuple[str, ...] = ()
     layout: str = ""
+    softcap: float = 0.0
+    sinks: bool = False
     nodes_replaced: int = 0
     kernels: tuple[KernelReport, ...] = ()
 
@@ -159,6 +209,8 @@ class Report:
         check: the result of `check` as JSON, None if it did not run.
         seconds: wall time per stage.
         precision: how the model was lowered before it was optimized; None if it wasn't.
+        other_softmaxes: Softmax nodes of the graph that aren't between two products of run-time
+            tensors, and so in no block.
     """
 
     model: str
@@ -172,6 +224,7 @@ class Report:
     check: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     precision: PrecisionReport | None = None
+    other_softmaxes: int = 0
 
     @property
     def fused(self) -> int:
@@ -214,6 +267,7 @@ class NodeReport:
         head_dim: 0 for a table.
         dtype: of query, key, value and output, "" for a table.
         layout: as in :class:`AttentionReport`, "" for a table.
+        softcap, sinks: as in :class:`AttentionReport`.
         tile: queries and keys of a tile of the table that is built or read; none without one.
         plan_bytes: size of the node's plan in the file; 0 if it has none and can't run.
         producer: who wrote the plan, e.g. "stof-onnx 0.1.0, NVRTC 13.0.88"; "" without one.
@@ -228,6 +282,8 @@ class NodeReport:
     head_dim: int = 0
     dtype: str = ""
     layout: str = ""
+    softcap: float = 0.0
+    sinks: bool = False
     tile: tuple[int, int] | None = None
     plan_bytes: int = 0
     producer: str = ""

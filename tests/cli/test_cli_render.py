@@ -9,18 +9,36 @@ import json
 import pytest
 
 from stof_onnx.cli import json_text, render
-from stof_onnx.report import AttentionReport, KernelReport, MaskReport, Report, TableReport
+from stof_onnx.ir.mask import TileStatistics
+from stof_onnx.report import (
+    AttentionReport,
+    DensityReport,
+    KernelReport,
+    MaskReport,
+    Report,
+    TableReport,
+)
+from stof_onnx.report.records import PrecisionEffect, PrecisionReport
 
+DENSITY = DensityReport(
+    sizes=(1, 8, 512, 128),
+    lengths="assumed",
+    token_density=0.104,
+    tiles=(TileStatistics((64, 64), 0.25, 0.004), TileStatistics((128, 128), 0.5, 0.0)),
+    not_counted=("attention_mask",),
+)
 FUSED = AttentionReport(
     name="/layer.0/attention/[0]/Softmax",
     status="fused",
     reason="scores, mask and softmax in one node",
+    plan="stof",
     mask=MaskReport(
         kind="window+padding",
         parameters={"left": 8, "density": 1 / 3},
         expression="abs(q - k) <= 8 and attention_mask[b, k]",
         empty_row="mean",
         proof="equal at 12 sizes",
+        density=DENSITY,
     ),
     num_heads=8,
     kv_num_heads=2,
@@ -92,10 +110,12 @@ def test_every_block_is_a_row():
     assert rows[FUSED.name] == [
         "8 (kv 2) x 64",
         "window+padding (left=8, density=0.3333)",
+        "<=10.4%",
+        "<=25.0%",
         "BSHD BSHD BSHD -> BSHD",
         "fused",
     ]
-    assert rows[REFUSED.name] == ["-", "-", "-", "refused"]
+    assert rows[REFUSED.name] == ["-", "-", "-", "-", "-", "refused"]
 
 
 def test_counts_targets_notes_and_reasons_are_there():
@@ -106,6 +126,73 @@ def test_counts_targets_notes_and_reasons_are_there():
     assert "attention   2 blocks found, 1 fused, 1 refused\n" in text
     assert f"refused     {REFUSED.name}: {REFUSED.reason}\n" in text
     assert "note        assumed: masks are 0 or 1\n" in text
+
+
+def test_what_densities_are_shares_of_is_said_once():
+    text = text_of(dataclasses.replace(REPORT, attention=(FUSED, FUSED, REFUSED)))
+    assert text.count("density     ") == 1
+    assert (
+        "density     shares of pairs kept and of 64x64 tiles not empty, at 512 queries and 128 keys"
+        " (assumed: --input-shapes gives others); upper bounds (<=) without attention_mask, known"
+        " at run time\n"
+    ) in text
+    assert "density   10.4% of the pairs; 64x64 tiles: 25.0% not empty, 0.40% full; 128x128" in (
+        text_of(REPORT, verbose=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("softcap", "sinks", "text"),
+    [
+        (50.0, False, ", softcap 50"),
+        (0.0, True, ", sinks"),
+        (12.5, True, ", softcap 12.5, sinks"),
+        (0.0, False, ""),
+    ],
+)
+def test_softcap_and_sinks_stand_beside_the_mask(softcap, sinks, text):
+    entry = dataclasses.replace(FUSED, softcap=softcap, sinks=sinks)
+    rows = rows_of(text_of(dataclasses.replace(REPORT, attention=(entry,))))
+    assert rows[FUSED.name][1] == f"window+padding (left=8, density=0.3333){text}"
+
+
+def test_a_block_left_to_tensorrt_is_marked():
+    entry = dataclasses.replace(FUSED, plan="native")
+    rows = rows_of(text_of(dataclasses.replace(REPORT, attention=(entry,))))
+    assert rows[FUSED.name][-1] == "fused, native"
+
+
+def test_what_a_lower_precision_changes_is_a_table():
+    effects = (
+        PrecisionEffect("logits", "batch 1, no padding", 0.0123, 0.00045),
+        PrecisionEffect("hidden", "", 1.5, 0.25),
+    )
+    lowered = PrecisionReport("float16", "a tool", 12, {"scores": 2, "operator": 1}, effects)
+    text = text_of(dataclasses.replace(REPORT, precision=lowered))
+    assert (
+        "precision   float16, by a tool: 12 operators, 3 stay in float32 (operator: 1, scores: 2)\n"
+    ) in text
+    rows = rows_of(text)
+    assert rows["logits"] == ["4.5e-04", "1.2e-02", "batch 1, no padding"]
+    assert rows["hidden"] == ["2.5e-01", "1.5e+00", "-"]
+    unmeasured = dataclasses.replace(lowered, effects=())
+    assert "rel L2" not in text_of(dataclasses.replace(REPORT, precision=unmeasured))
+
+
+def test_other_softmaxes_are_counted_with_verbose():
+    report = dataclasses.replace(REPORT, other_softmaxes=3)
+    assert "softmax" not in text_of(report).replace("Softmax", "")
+    line = "softmax     3 other Softmax nodes are not between two products of run-time tensors\n"
+    assert line in text_of(report, verbose=1)
+    assert "other Softmax" not in text_of(REPORT, verbose=1)
+
+
+def test_what_was_read_of_a_refused_block_is_said_with_verbose():
+    entry = dataclasses.replace(REFUSED, read=("Softmax", "Add"))
+    report = dataclasses.replace(REPORT, attention=(entry,))
+    assert "<- ?" not in text_of(report)
+    assert "  read      Softmax <- Add (mask or bias) <- ?\n" in text_of(report, verbose=1)
+    assert "  read " not in text_of(REPORT, verbose=1)
 
 
 def test_a_refusal_names_its_node_once():
@@ -171,11 +258,11 @@ def test_colours_and_the_terminals_width_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     monkeypatch.delenv("NO_COLOR", raising=False)
     stream = Terminal()
-    render.console(stream).print(render._attention_table(REPORT, with_layout=False))
+    render.console(stream).print(render._attention_table(REPORT, with_layout=False, every=True))
     assert "\x1b[" in stream.getvalue()
     plain = Terminal()
     monkeypatch.setenv("TERM", "dumb")
-    render.console(plain).print(render._attention_table(REPORT, with_layout=False))
+    render.console(plain).print(render._attention_table(REPORT, with_layout=False, every=True))
     assert "\x1b" not in plain.getvalue()
     assert max(map(len, plain.getvalue().splitlines())) <= 80
 
@@ -237,6 +324,34 @@ def test_a_check_that_ran_nothing():
 def test_json_has_a_mask_kind_for_every_block():
     data = json.loads(json_text.dump(REPORT.to_json()))
     assert [entry["mask"]["kind"] for entry in data["attention"]] == ["window+padding", "unknown"]
+
+
+def test_json_keeps_its_fields():
+    """Scripts read these: a field may be added, none may go or change its name."""
+    data = json.loads(json_text.dump(REPORT.to_json()))
+    assert set(data) >= {
+        *("kind", "model", "attention", "tables", "nodes_before", "nodes_after", "fused"),
+        *("refused", "refusal_counts", "targets", "notes", "check", "seconds", "precision"),
+        "other_softmaxes",
+    }
+    fused, refused = data["attention"]
+    assert set(fused) == set(refused)
+    assert set(fused) >= {
+        *("name", "status", "reason", "plan", "read", "mask", "num_heads", "kv_num_heads"),
+        *("head_dim", "query_shape", "key_shape", "layout", "softcap", "sinks", "kernels"),
+    }
+    assert (fused["plan"], refused["plan"], refused["read"]) == ("stof", "", [])
+    assert fused["mask"]["density"] == {
+        "sizes": [1, 8, 512, 128],
+        "lengths": "assumed",
+        "token_density": 0.104,
+        "tiles": [
+            {"tile": [64, 64], "density": 0.25, "full": 0.004},
+            {"tile": [128, 128], "density": 0.5, "full": 0.0},
+        ],
+        "not_counted": ["attention_mask"],
+    }
+    assert fused["mask"]["picture"] == ""
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])

@@ -43,7 +43,8 @@ def test_blocks_are_fused_checked_and_measured(name, precision: PrecisionName):
     assert effect.output == "last_hidden_state"
     assert 1e-4 < effect.rel_l2 < MOST[precision]
     assert effect.max_abs > 0
-    assert any(precision in note and "relative L2" in note for note in report.notes)
+    # The report's table says it; a note would be for a large effect.
+    assert not any("relative L2" in note for note in report.notes)
     onnx.checker.check_model(expand_model(result.model), full_check=True)
 
 
