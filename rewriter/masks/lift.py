@@ -177,7 +177,9 @@ def _dimension_names(block: AttentionBlock) -> dict[str, Expr]:
         factor = None if parts is None else parts[0].constant
         if parts is not None and factor is not None and factor > 0:
             rest = substitute(parts[1].expr(), lambda e: names.get(getattr(e, "name", "")))
-            names[unknown[0].name] = floordiv(sub(name, rest), integer(factor))
+            # Other dimensions may hide in a minimum.
+            if variables(rest) <= set(VARIABLES):
+                names[unknown[0].name] = floordiv(sub(name, rest), integer(factor))
     return names
 
 

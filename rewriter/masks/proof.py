@@ -23,6 +23,7 @@ from stof_onnx.ir.expr.build import TRUE, integer
 from stof_onnx.ir.expr.ops import Array
 from stof_onnx.ir.mask.program import MaskProgram, index_grid
 from stof_onnx.rewriter.attention.block import AttentionBlock, MaskStage
+from stof_onnx.rewriter.attention.context import float_type
 from stof_onnx.rewriter.graph import Node, Tensor, numpy_type
 from stof_onnx.rewriter.masks.additive import hiding_threshold
 from stof_onnx.rewriter.masks.lift import LiftedMask
@@ -419,7 +420,7 @@ def _feeds(
     zero_one = {s.tensor for s in lifted.sources if s.kind != "bool"}
     for tensor in (*cut.loaded, *cut.shaped):
         shape = [_evaluate(dim, symbols) for dim in _dims(sym, tensor)]
-        is_bfloat16 = tensor.dtype == TensorProto.BFLOAT16
+        is_bfloat16 = float_type(tensor) == "bfloat16"
         dtype = np.dtype(np.float32) if is_bfloat16 else numpy_type(tensor)
         if dtype is None:
             raise ProofFailed(f"numpy has no type for {tensor.name!r}")

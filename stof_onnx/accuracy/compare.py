@@ -67,7 +67,8 @@ def check(
     _require_same_interface(source, target)
     source, notes = runnable(source)
     target, _ = runnable(target)
-    rules = Rules(atol, rtol, computes_in_half(source))
+    in_half = computes_in_half(source) or computes_in_half(target)
+    rules = Rules(atol, rtol, in_half)
     progress = progress or NullProgress()
     with contextlib.ExitStack() as stack:
         reference = stack.enter_context(_original_session(source))
