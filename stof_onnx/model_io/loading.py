@@ -19,7 +19,7 @@ from stof_onnx.model_io.tensors import (
     PROTOBUF_LIMIT,
     external_entries,
     function_tensors,
-    is_plain,
+    is_sound,
     tensor_bytes,
     tensors,
     without_data,
@@ -221,13 +221,13 @@ def _require_checker(model: ModelProto, file: Path) -> None:
 
 
 def _without_checked_data(tensor: TensorProto) -> TensorProto | None:
-    """An empty tensor of the same name and type, where the data is what its shape says.
+    """An empty tensor of the same name and type, where there is nothing wrong with the data.
 
     External data has passed :func:`_require_external_data` when this is called.
     """
-    if external_entries(tensor) or is_plain(tensor):
-        empty = without_data(tensor)
-        del empty.dims[:]
-        empty.dims.append(0)
-        return empty
-    return None
+    if not is_sound(tensor):
+        return None
+    empty = without_data(tensor)
+    del empty.dims[:]
+    empty.dims.append(0)
+    return empty

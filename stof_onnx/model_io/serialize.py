@@ -51,7 +51,7 @@ class Field(NamedTuple):
 
 
 @functools.cache
-def fields_of(message_type: type[Message]) -> tuple[Field, ...]:
+def fields_of(message_type: Any) -> tuple[Field, ...]:
     """The fields of a message type, in the order in which they are serialized."""
     empty = message_type()
     return tuple(
@@ -107,7 +107,7 @@ class _Serializer:
     def pieces(self, message: Any) -> list[Piece]:
         """The pieces of a message's content."""
         result: list[Piece] = []
-        message_type: type[Message] = type(message)
+        message_type: Any = type(message)
         for field in fields_of(message_type):
             if field.is_message:
                 for item in _items(message, field):

@@ -90,16 +90,14 @@ def needs_external_data(model: ModelProto, embed_limit: int = EMBED_LIMIT) -> bo
     return sum(stored_bytes(tensor) for tensor in tensors(model)) > embed_limit
 
 
-def is_plain(tensor: TensorProto) -> bool:
-    """Whether a tensor's data is raw bytes, as many as its shape says, and nothing else."""
-    size = tensor_bytes(tensor)
-    return (
-        size > 0
-        and tensor.HasField("raw_data")
-        and tensor.data_location != TensorProto.EXTERNAL
-        and not any(getattr(tensor, name) for name in _TYPED_DATA)
-        and len(tensor.raw_data) == size
-    )
+def is_sound(tensor: TensorProto) -> bool:
+    """Whether a tensor is external data alone, or raw bytes alone and as many as its shape says."""
+    if any(getattr(tensor, name) for name in _TYPED_DATA):
+        return False
+    if external_entries(tensor):
+        return not tensor.HasField("raw_data")
+    size = 0 if any(dim < 0 for dim in tensor.dims) else tensor_bytes(tensor)
+    return size > 0 and tensor.HasField("raw_data") and len(tensor.raw_data) == size
 
 
 def without_data(tensor: TensorProto) -> TensorProto:
