@@ -41,7 +41,7 @@ from stof_onnx.rewriter.graph import (
     numpy_type,
 )
 from stof_onnx.rewriter.lowerings.lower import Lowered, lower_all
-from stof_onnx.rewriter.masks.fills import NotLiftable
+from stof_onnx.rewriter.masks.fills import NotLiftable, UnknownDimension
 from stof_onnx.rewriter.masks.lift import LiftedMask, lift, lift_dense
 from stof_onnx.rewriter.masks.proof import ProofFailed, prove
 from stof_onnx.rewriter.passes.head_transpose import sink_head_transposes
@@ -323,11 +323,28 @@ def _refused(
 def _lift_and_prove(context: _Context, block: AttentionBlock) -> tuple[LiftedMask, str]:
     """The lifted mask and its proof; the dense mask where either fails."""
     try:
-        lifted = lift(context.sym, block)
+        lifted = _lift(context, block)
         return lifted, _prove(context, block, lifted)
     except (NotLiftable, ProofFailed) as reason:
         dense = lift_dense(context.sym, block)
         return dense, f"{_DENSE}, because {reason}"
+
+
+def _lift(context: _Context, block: AttentionBlock) -> LiftedMask:
+    """The program; a dimension that only the mask has is taken to be the number of keys.
+
+    Exporters name the length of a padding mask over past and new tokens apart.
+    """
+    try:
+        return lift(context.sym, block)
+    except UnknownDimension as unknown:
+        keys = block.dims[3]
+        if unknown.name in block.chain.equal or isinstance(keys, Const):
+            raise
+        block.chain.equal[unknown.name] = keys
+        lifted = lift(context.sym, block)
+        note = f"dimensions {to_text(keys)!r} and {unknown.name!r} are taken to be equal"
+        return replace(lifted, assumptions=(*lifted.assumptions, note))
 
 
 def _prove(context: _Context, block: AttentionBlock, lifted: LiftedMask) -> str:

@@ -67,6 +67,7 @@ class ScoreChain:
         score_dtype: float type in which the masks meet the scores; "" before the first.
         nodes: the nodes walked through.
         assumptions: equalities of dimensions that the reading relies on.
+        equal: the same as expressions: what a dimension of a name of its own is taken to be.
     """
 
     scale: float = 1.0
@@ -75,6 +76,7 @@ class ScoreChain:
     score_dtype: str = ""
     nodes: list[Node] = field(default_factory=list)
     assumptions: dict[str, None] = field(default_factory=dict)
+    equal: dict[str, Expr] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

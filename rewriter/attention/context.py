@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from stof_onnx.ir.expr import Const, Expr, to_text
+from stof_onnx.ir.expr import Const, Expr, Var, to_text
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.rewriter.attention.block import MaskStage, Refused, ScoreChain
 from stof_onnx.rewriter.attention.products import PRODUCT_OPS
@@ -116,6 +116,8 @@ class ChainContext:
         if ours == integer(1) or (isinstance(ours, Const) and isinstance(theirs, Const)):
             raise Refused(node, f"the mask makes {a} of the scores {b}")
         self.chain.assumptions[f"dimensions {a!r} and {b!r} are taken to be equal"] = None
+        if isinstance(theirs, Var):
+            self.chain.equal.setdefault(theirs.name, ours)
 
     def record(self, stage: MaskStage, scores: Tensor) -> None:
         """Add a mask above the ones found so far; all must meet the scores in one type."""

@@ -20,6 +20,18 @@ class NotLiftable(Exception):  # noqa: N818 - leads to the dense mask, not to a 
     """The stages don't make a program; the text says why."""
 
 
+class UnknownDimension(NotLiftable):
+    """The mask depends on a dimension that the scores don't have.
+
+    Attributes:
+        name: of the dimension.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the mask depends on dimension {name!r}, not of the scores")
+        self.name = name
+
+
 @dataclass(frozen=True)
 class StageRead:
     """What one stage does.
@@ -29,6 +41,7 @@ class StageRead:
         keep: the pairs that it doesn't hide.
         bias: added to those; None for nothing.
         fills: numbers that the others get.
+        is_joint: whether the others get the bias too.
         assumptions: what the reading relies on.
     """
 
@@ -36,6 +49,7 @@ class StageRead:
     keep: Expr
     bias: Expr | None
     fills: frozenset[float]
+    is_joint: bool = False
     assumptions: tuple[str, ...] = ()
 
 
@@ -71,7 +85,7 @@ def combine_fills(read: Sequence[StageRead], score_dtype: str) -> Filled:
     swallows = swallows_scores(fill, score_dtype)
     has_bias = any(stage.bias is not None for stage in read)
     if all(stage.stage.mode == "add" for stage in masking):
-        if not any(stage.bias is not None for stage in masking):
+        if all(stage.bias is None or stage.is_joint for stage in masking):
             # Everything is added, in the graph and in the program.
             return Filled(fill, "add", _again(masking, fill, score_dtype))
         if len(masking) > 1 or sum(stage.bias is not None for stage in read) > 1:

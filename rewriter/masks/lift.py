@@ -19,6 +19,7 @@ from stof_onnx.ir.expr import Const, Expr, Kind, Load, Op, Poly, Var, substitute
 from stof_onnx.ir.expr.build import TRUE, and_, eq0, fadd, floordiv, fmul, integer, not_, sub, where
 from stof_onnx.ir.expr.evaluate import rebuild
 from stof_onnx.ir.expr.node import children
+from stof_onnx.ir.expr.ops import Array
 from stof_onnx.ir.mask.program import (
     BATCH,
     HEADS,
@@ -30,7 +31,7 @@ from stof_onnx.ir.mask.program import (
 )
 from stof_onnx.rewriter.attention.block import AttentionBlock, MaskStage, Refused
 from stof_onnx.rewriter.masks.additive import Additive, hides, read_additive
-from stof_onnx.rewriter.masks.fills import NotLiftable, StageRead, combine_fills
+from stof_onnx.rewriter.masks.fills import NotLiftable, StageRead, UnknownDimension, combine_fills
 from stof_onnx.rewriter.symbolic import SymbolicGraph
 
 # A bias of more terms than this, computed for each pair, is read from the tensor instead.
@@ -137,14 +138,14 @@ def _read_add(stage: MaskStage, expr: Expr, score_dtype: str) -> StageRead:
     assumed: list[str] = []
     selected = _zero_one_as_selection(expr, assumed)
     found = read_additive(selected, score_dtype)
-    if assumed and found.bias is not None:
+    if assumed and found.bias is not None and not found.fills:
         assumed, found = [], read_additive(expr, score_dtype)
     if found.keep == TRUE and found.bias is not None and found.bias.size > _MOST_BIAS_TERMS:
         # Many operations for each pair cost a kernel more than one load.
         load = Load(stage.tensor.name, stage.index, "float")
         found = Additive(TRUE, fmul(Const(stage.factor), load), frozenset())
     notes = tuple(f"{name!r} is taken to hold only 0 and 1" for name in sorted(set(assumed)))
-    return StageRead(stage, found.keep, found.bias, found.fills, notes)
+    return StageRead(stage, found.keep, found.bias, found.fills, found.is_joint, notes)
 
 
 def _zero_one_as_selection(expr: Expr, assumed: list[str]) -> Expr:
@@ -180,6 +181,10 @@ def _dimension_names(block: AttentionBlock) -> dict[str, Expr]:
             # Other dimensions may hide in a minimum.
             if variables(rest) <= set(VARIABLES):
                 names[unknown[0].name] = floordiv(sub(name, rest), integer(factor))
+    for other, ours in block.chain.equal.items():
+        known = substitute(ours, lambda e: names.get(getattr(e, "name", "")))
+        if other not in names and variables(known) <= set(VARIABLES):
+            names[other] = known
     return names
 
 
@@ -192,7 +197,7 @@ def _rename(expr: Expr, names: dict[str, Expr]) -> Expr:
         if node.bound is not None:
             return VARIABLES[node.name]
         if node.name not in names:
-            raise NotLiftable(f"the mask depends on dimension {node.name!r}, not of the scores")
+            raise UnknownDimension(node.name)
         return names[node.name]
 
     return substitute(expr, replace)
@@ -275,6 +280,7 @@ def _bind_tensor(load: Load) -> OperandSource:
 def _bind_table(sym: SymbolicGraph, load: Load) -> tuple[OperandSource, tuple[Expr, ...]]:
     """A constant table as [group, query, key]; fixed indices are cut out of it."""
     array = sym.tables[load.source]
+    load = _without_equal_batches(load, array)
     fixed = tuple(int(i.value) if isinstance(i, Const) else slice(None) for i in load.index)
     free = [i for i in load.index if not isinstance(i, Const)]
     dense = array[fixed]
@@ -287,6 +293,17 @@ def _bind_table(sym: SymbolicGraph, load: Load) -> tuple[OperandSource, tuple[Ex
     table = BlockTable.from_dense(np.ascontiguousarray(dense), DEFAULT_TILE)
     operand = Operand(load.source, "block_table", 3, table.shape, table.tile)
     return OperandSource(operand, "", "bool", table), tuple(index)
+
+
+def _without_equal_batches(load: Load, array: Array) -> Load:
+    """A table that says the same for each sequence of the batch, read for the first."""
+    index = tuple(
+        integer(0)
+        if at == VARIABLES["b"] and np.array_equal(array, array.take([0] * size, axis))
+        else at
+        for axis, (at, size) in enumerate(zip(load.index, array.shape, strict=True))
+    )
+    return Load(load.source, index, load.kind)
 
 
 def lift_dense(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:

@@ -316,7 +316,7 @@ def _sizes(
     lengths = _symbols(block.dims[2:])
     batch = _symbols([block.dims[0]]) - lengths
     shapes = [dim for tensor in (*cut.loaded, *cut.shaped) for dim in _dims(sym, tensor)]
-    others = _symbols(shapes) - batch - lengths
+    others = _symbols(shapes) - batch - lengths - set(block.chain.equal)
     limit = _length_limit(lifted)
     around = _around(_constants(lifted.program) | _graph_constants(cut))
     sizes = sorted({s for s in (*_BASE_SIZES, *around) if s <= limit})
@@ -326,6 +326,9 @@ def _sizes(
     seen = set()
     for choice in candidates:
         symbols = {**dict.fromkeys(batch, _BATCH), **choice}
+        for name, expr in block.chain.equal.items():
+            if not _symbols([expr]) - set(symbols):
+                symbols.setdefault(name, _evaluate(expr, symbols))
         dims = tuple(_evaluate(dim, symbols) for dim in block.dims)
         key = tuple(sorted(symbols.items()))
         if min(dims) >= 1 and max(dims[2:]) <= limit and key not in seen:

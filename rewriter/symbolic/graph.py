@@ -230,6 +230,9 @@ class SymbolicGraph:
         if array.dtype == np.bool_:
             self.tables[tensor.name] = array
             return Load(tensor.name, index, "bool")
+        if np.issubdtype(array.dtype, np.integer) and np.isin(array, (0, 1)).all():
+            self.tables[tensor.name] = array != 0
+            return where(Load(tensor.name, index, "bool"), Const(1), Const(0))
         if np.issubdtype(array.dtype, np.floating):
             # An additive mask of two values is a boolean table: true where it is 0.
             low, high = array.min(), array.max()

@@ -70,7 +70,10 @@ def _broadcast_dim(left: Expr, right: Expr) -> Expr:
         return right
     if right == integer(1) or left == right:
         return left
-    return right if isinstance(right, Const) else left
+    if isinstance(left, Const) != isinstance(right, Const):
+        return left if isinstance(left, Const) else right
+    # A name says more than what a graph computes the same number by.
+    return right if right.size < left.size else left
 
 
 def broadcast_index(index: Index, dims: Shape) -> Index:

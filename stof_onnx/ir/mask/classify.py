@@ -86,4 +86,15 @@ def classify(
         names.insert(0, "arbitrary")
     if program.bias is not None:
         names.append("alibi" if alibi.is_alibi(program.bias) else "bias")
-    return MaskKind("+".join(names) or "none", parameters)
+    return MaskKind("+".join(_merged(names)) or "none", parameters)
+
+
+def _merged(names: list[str]) -> list[str]:
+    """Each name once; bands that two terms give, one a table and one arithmetic, as one."""
+    distinct = list(dict.fromkeys(names))
+    if "causal_sliding_window" in distinct or {"causal", "sliding_window"} <= set(distinct):
+        bands = ("causal", "sliding_window", "causal_sliding_window")
+        first = next(i for i, name in enumerate(distinct) if name in bands)
+        distinct[first] = "causal_sliding_window"
+        distinct = [n for i, n in enumerate(distinct) if n not in bands or i == first]
+    return distinct
