@@ -147,6 +147,8 @@ def _free_overridable(graph: gs.Graph, model: onnx.ModelProto) -> None:
         if isinstance(tensor, gs.Constant):
             dims = [d.dim_param or d.dim_value for d in declared[tensor.name].shape.dim]
             tensor.to_variable(dtype=tensor.dtype, shape=dims)
+            # graphsurgeon forgets it, and can't export the tensor without.
+            tensor.type = "tensor_type"
 
 
 def _inferred_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:

@@ -40,6 +40,7 @@ class MaskStage:
         index: of the mask's element that meets score (b, h, q, k).
         fill: what "keep" and "drop" write.
         factor: of the scores between this stage and the Softmax; it multiplies the mask too.
+        is_shifted: whether the row's maximum is subtracted from the scores before this stage.
     """
 
     node: Node
@@ -48,6 +49,7 @@ class MaskStage:
     index: Index = ()
     fill: float = 0.0
     factor: float = 1.0
+    is_shifted: bool = False
 
     @property
     def written(self) -> float:

@@ -107,10 +107,13 @@ class Replacer:
         kept = self._variable(f"{output.name}/kept", np.int64, [2])
         target = self._variable(f"{output.name}/target", np.int64, [len(lead) + 2])
         self._add("Shape", [tensor], dims)
-        ends = [self.constant(f"stof/axis/{n}", np.asarray([n])) for n in (keep_from, 2**31 - 1)]
+        ends = [
+            self.constant(f"stof/axis/{n}", np.asarray([n], np.int64))
+            for n in (keep_from, 2**31 - 1)
+        ]
         self._add("Slice", [dims, *ends], kept)
         name = f"stof/lead/{'x'.join(map(str, lead))}"
-        self._add("Concat", [self.constant(name, np.asarray(lead)), kept], target, axis=0)
+        self._add("Concat", [self.constant(name, np.asarray(lead, np.int64)), kept], target, axis=0)
         self._add("Reshape", [tensor, target], output)
 
     # -------------------------------------------------------------------------------- the mask

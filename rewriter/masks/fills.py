@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from stof_onnx.ir.expr import Expr
 from stof_onnx.ir.expr.build import FALSE, and_, not_, or_
-from stof_onnx.ir.mask.program import FillMode, overflows, swallows_scores
+from stof_onnx.ir.mask.program import SCORE_BOUND, FillMode, overflows, swallows_scores
 from stof_onnx.rewriter.attention.block import MaskStage
 
 
@@ -73,6 +73,7 @@ def combine_fills(read: Sequence[StageRead], score_dtype: str) -> Filled:
         return Filled(-math.inf, "replace")
     floor = _floor(read)
     if floor is not None and floor >= max(fills):
+        _require_flat(read, floor, score_dtype)
         return Filled(floor, "replace")
     finite = {fill for fill in fills if not overflows(fill, score_dtype)}
     if not finite:
@@ -81,6 +82,7 @@ def combine_fills(read: Sequence[StageRead], score_dtype: str) -> Filled:
     if others or (fills != finite and not overflows(2 * fill, score_dtype)):
         raise NotLiftable(f"hidden pairs get different numbers: {sorted(fills)}")
     _require_order(read)
+    _require_exact_sums(read, fill, score_dtype)
     masking = [stage for stage in read if stage.fills]
     swallows = swallows_scores(fill, score_dtype)
     has_bias = any(stage.bias is not None for stage in read)
@@ -114,6 +116,31 @@ def _floor(read: Sequence[StageRead]) -> float | None:
         name = read[at[-1]].stage.node.name
         raise NotLiftable(f"{name!r} limits scores from below between masks, or with a bias")
     return read[at[-1]].stage.written
+
+
+def _require_flat(read: Sequence[StageRead], floor: float, score_dtype: str) -> None:
+    """Below the floor must be every score that a number was added to, however large."""
+    for stage in read:
+        if stage.stage.mode != "add":
+            continue
+        for fill in stage.fills:
+            is_flat = math.isinf(fill) or swallows_scores(fill, score_dtype)
+            if not is_flat and fill + SCORE_BOUND[score_dtype] > floor:
+                raise NotLiftable("scores show through a number that is limited from below")
+
+
+def _require_exact_sums(read: Sequence[StageRead], fill: float, score_dtype: str) -> None:
+    """A sum that is rounded and then scaled is another one than the scaled numbers' sum."""
+    if swallows_scores(fill, score_dtype):
+        return
+    for stage in read:
+        mantissa = math.frexp(abs(stage.stage.factor))[0]
+        if stage.fills and stage.stage.mode == "add" and mantissa != 0.5:
+            raise NotLiftable(
+                "scores are scaled after a number that doesn't swallow them was added"
+            )
+        if stage.fills and stage.stage.is_shifted:
+            raise NotLiftable("a number that doesn't swallow scores is added to shifted ones")
 
 
 def _require_order(read: Sequence[StageRead]) -> None:

@@ -323,6 +323,8 @@ def lift_dense(sym: SymbolicGraph, block: AttentionBlock) -> LiftedMask:
     for stage in block.chain.stages:
         if stage.mode == "floor":
             raise Refused(stage.node, "masks that are read as they are are limited from below")
+        if stage.is_shifted:
+            raise Refused(stage.node, "a mask is added to scores less their maximum")
         kind: Kind = "float" if stage.mode == "add" else "bool"
         load = Load(stage.tensor.name, tuple(_rename(i, names) for i in stage.index), kind)
         load = Load(operands.add(_bind_tensor(load)), load.index, kind)

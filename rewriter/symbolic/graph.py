@@ -95,7 +95,8 @@ class SymbolicGraph:
             if any(loads(dim) for dim in found) and not _is_blank(output.shape or [None]):
                 raise Unliftable("a dimension that run-time values decide")
             return found
-        except (Unliftable, ArithmeticError) as error:
+        # A node that breaks its specification must not take the others along.
+        except (Unliftable, ArithmeticError, LookupError, ValueError, TypeError) as error:
             reason = error if isinstance(error, Unliftable) else Unliftable(str(error))
             if output.shape is not None and not _is_blank(output.shape):
                 return self._declared_shape(output)

@@ -151,7 +151,8 @@ def slice_parts(sym: SymbolicGraph, node: Node) -> dict[int, tuple[Expr, Expr, i
     for start, end, written_axis, step in zip(starts, ends, axes, steps, strict=True):
         axis = axis_of(written_axis, len(source))
         if step > 0:
-            first, last = (_slice_bound(bound, source[axis]) for bound in (start, end))
+            is_buffer = isinstance(node.inputs[0], gs.Constant)
+            first, last = (_slice_bound(b, source[axis], is_buffer) for b in (start, end))
         else:
             first, last = (_backward_bound(bound, source[axis]) for bound in (start, end))
         # The last element may be closer than a step: round the number of steps up.
@@ -161,11 +162,11 @@ def slice_parts(sym: SymbolicGraph, node: Node) -> dict[int, tuple[Expr, Expr, i
     return parts
 
 
-def _slice_bound(bound: Expr, dim: Expr) -> Expr:
+def _slice_bound(bound: Expr, dim: Expr, is_buffer: bool) -> Expr:
     """A start or end inside 0..dim.
 
-    A symbolic end on a buffer of fixed length is taken to fit: where it didn't, the
-    original graph would fail on the shapes that follow.
+    A symbolic end on a buffer (a constant mask or position table) is taken to fit: where it
+    didn't, the original graph would fail on the shapes that follow.
     """
     if isinstance(bound, Const):
         value = int(bound.value)
@@ -180,7 +181,7 @@ def _slice_bound(bound: Expr, dim: Expr) -> Expr:
     counts_back = isinstance(dim, Const) and is_nonnegative(Poly.of(dim) - Poly.of(bound))
     if not counts_back and not is_nonnegative(Poly.of(bound)):
         raise Unliftable("a Slice bound that may count from either end")
-    return bound
+    return bound if is_buffer else minimum(bound, dim)
 
 
 def _backward_bound(bound: Expr, dim: Expr) -> Expr:

@@ -299,7 +299,9 @@ def reduce(sym: SymbolicGraph, node: Node, position: int) -> Shape:
     dims = sym.shape(node.inputs[0])
     axes_input = optional_input(node, 1)
     axes = sym.integers(axes_input) if axes_input is not None else attribute(node, "axes", None)
-    if axes is None:
+    if not axes and attribute(node, "noop_with_empty_axes", 0):
+        return dims
+    if not axes:
         axes = range(len(dims))
     reduced = {axis_of(axis, len(dims)) for axis in axes}
     if attribute(node, "keepdims", 1):

@@ -43,6 +43,8 @@ def shape(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
     (at,) = index
     if not isinstance(at, Const):
         raise Unliftable("a shape read at an unknown position")
+    if not 0 <= start + int(at.value) < len(dims):
+        raise Unliftable("a shape read beyond its end")
     dim: Expr = dims[start + int(at.value)]
     return dim
 
@@ -197,7 +199,10 @@ def _continued(
 @element("CumSum")
 def cumsum(sym: SymbolicGraph, node: Node, position: int, index: Index) -> Expr:
     """A running sum of zeros is zero; other sums are computed at run time."""
-    if sym.element(node.inputs[0], index) != integer(0):
+    (axis,) = (axis_of(n, len(index)) for n in sym.integers(node.inputs[1]))
+    dims = sym.shape(node.inputs[0])
+    summed = integer(0) if dims[axis] == integer(1) else Var("cumsum", dims[axis])
+    if sym.element(node.inputs[0], (*index[:axis], summed, *index[axis + 1 :])) != integer(0):
         raise Unliftable("CumSum of values that aren't all 0")
     return integer(0)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stof_onnx.ir.expr import Const
-from stof_onnx.ir.expr.build import add, integer, mod, mul
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from stof_onnx.ir.expr import Const, Expr, Poly
+from stof_onnx.ir.expr.bounds import is_nonnegative, is_positive
+from stof_onnx.ir.expr.build import add, ge0, integer, mod, mul, where
 from stof_onnx.rewriter.symbolic.indexing import (
     attribute,
     axis_of,
@@ -111,6 +115,22 @@ def split(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tuple[
     return node.inputs[0], tuple(moved)
 
 
+def from_front(indices: Tensor, at: Expr, dim: Expr) -> Expr:
+    """An index that may count from the end, counted from the front.
+
+    Args:
+        indices: the tensor that it is an element of.
+        at: the index.
+        dim: length of the axis.
+    """
+    values = indices.values if isinstance(indices, gs.Constant) else None
+    if is_nonnegative(Poly.of(at)) or (values is not None and np.all(values >= 0)):
+        return at
+    if is_positive(-Poly.of(at)) or (values is not None and np.all(values < 0)):
+        return add(at, dim)
+    return where(ge0(at), at, add(at, dim))
+
+
 @view("Gather")
 def gather(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tuple[Tensor, Index]:
     """The gathered axis is indexed by the indices tensor's element."""
@@ -118,9 +138,7 @@ def gather(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tuple
     dims = sym.shape(data)
     axis = axis_of(attribute(node, "axis", 0), len(dims))
     rank = len(sym.shape(indices))
-    at = sym.element(indices, index[axis : axis + rank])
-    if isinstance(at, Const) and at.value < 0:
-        at = add(at, dims[axis])
+    at = from_front(indices, sym.element(indices, index[axis : axis + rank]), dims[axis])
     return data, (*index[:axis], at, *index[axis + rank :])
 
 
@@ -131,7 +149,7 @@ def gather_elements(
     """out[i] = data[i with one axis replaced by indices[i]]."""
     data, indices = node.inputs
     axis = axis_of(attribute(node, "axis", 0), len(index))
-    at = sym.element(indices, index)
+    at = from_front(indices, sym.element(indices, index), sym.shape(data)[axis])
     return data, (*index[:axis], at, *index[axis + 1 :])
 
 
@@ -146,5 +164,9 @@ def gather_nd(sym: SymbolicGraph, node: Node, position: int, index: Index) -> tu
     if not isinstance(depth, Const):
         raise Unliftable("GatherND with an unknown index depth")
     outer = index[: rank - 1]
-    at = tuple(sym.element(indices, (*outer, integer(i))) for i in range(int(depth.value)))
+    dims = sym.shape(data)
+    at = tuple(
+        from_front(indices, sym.element(indices, (*outer, integer(i))), dims[i])
+        for i in range(int(depth.value))
+    )
     return data, (*at, *index[rank - 1 :])

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 
 from stof_onnx.expansion import expand_model
+from stof_onnx.ir.errors import InputError
 from stof_onnx.rewriter.attention import match
 from stof_onnx.rewriter.attention.axes import split_axes
 from stof_onnx.rewriter.rewrite import FusedBlock, RefusedBlock, rewrite
@@ -128,6 +129,16 @@ def subtracted_padding(g: Graph, scores: Value) -> Value:
     padding = g.unsqueeze(g.input("padding", ["batch", "sequence"], "int64", "padding"), 1, 2)
     dropped = g.op("Sub", g.const(1.0), g.cast(padding, "float32"))
     return g.op("Sub", scores, g.op("Mul", dropped, g.const(1e30)))
+
+
+def added_padding(fill: float):
+    """Where(padding, 0, fill) added."""
+
+    def hook(g: Graph, scores: Value) -> Value:
+        keep = g.unsqueeze(g.input("padding", ["batch", "sequence"], "bool", "padding"), 1, 2)
+        return g.op("Add", scores, g.op("Where", keep, g.const(0.0), g.const(fill)))
+
+    return hook
 
 
 def shifted(axis: int):
@@ -376,6 +387,11 @@ NEAR_MISSES = [
     miss("limited by the scores", "Max", "not one number", hooks={"scores": limited_by_itself}),
     miss("limited before a bias", "Max", "limited from below", masks=(PADDING, Bias("input")),
          hooks={"masked": binary("Max", SELF, -1e30)}),
+    miss("masked by a small number after the shift", "Add", "less their maximum", opset=18,
+         hooks={"scores": then(shifted(-1), added_padding(-1e8))}),
+    miss("scores show through the floor", "Max", "limited from below", dtype="float16",
+         masks=(PADDING,), hooks={"masked": lambda g, x: g.op(
+             "Max", x, g.const(-65504.0, "float16"))}),
     miss("limited from above", "Min", "Min", hooks={"scores": binary("Min", SELF, 1e30)}),
     miss("sinks made of the scores", "Concat", "used elsewhere",
          hooks={"masked": with_sink, "weights": cut(-1, 0, -1)}),
@@ -592,6 +608,32 @@ def test_attention_in_a_function_is_fused_where_it_is_called(depth):
     sizes = {"batch": 2, "sequence": 7}
     for feeds in feeds_of(g.inputs.values(), sizes):
         assert_close(run(inner, feeds), run(expand_model(done.model), feeds), 1e-5)
+
+
+def test_functions_of_another_opset_are_named():
+    inner = build(Attention()).model()
+    function = function_of(inner, "F0")
+    function.opset_import[0].version = 17
+    call = helper.make_node("F0", ["hidden"], ["output"], domain="local")
+    graph = helper.make_graph([call], "graph", inner.graph.input, inner.graph.output)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    with pytest.raises(InputError, match="inline_local_functions"):
+        rewrite(model)
+
+
+def test_one_head_without_a_batch():
+    g = Graph()
+    query, key, value = (
+        g.input(name, [dim, 4], "float32")
+        for name, dim in (("query", "sequence"), ("key", "memory"), ("value", "memory"))
+    )
+    scores = g.op("MatMul", query, g.transpose(key, 1, 0))
+    result = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
+    g.output(result, ["sequence", 4], "float32", "output")
+    (block,) = check_graph(g, 1e-5).blocks
+    assert isinstance(block, FusedBlock), block.reason
+    assert block.attributes.num_heads == 1
 
 
 def test_attention_in_a_body_is_named():

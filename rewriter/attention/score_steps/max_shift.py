@@ -5,6 +5,8 @@ Sub(S, ReduceMax(S, axis=-1, keepdims=1))  ->  S
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stof_onnx.ir.expr import variables
 from stof_onnx.rewriter.attention.block import Refused
 from stof_onnx.rewriter.attention.context import ChainContext
@@ -28,6 +30,8 @@ def step(context: ChainContext, node: Node) -> Tensor | None:
     if used and (not used[-1] <= {"k"} or any("k" in names for names in used[:-1])):
         raise Refused(node, "the maximum that is subtracted isn't that of all keys")
     context.chain.nodes.append(producer(shift))
+    stages = context.chain.stages
+    stages[:] = [replace(stage, is_shifted=True) for stage in stages]
     return scores
 
 

@@ -49,7 +49,11 @@ def evaluate(
         if isinstance(node, Var):
             return np.asarray(variables[node.name])
         if isinstance(node, Load):
-            result = sources[node.source][tuple(value(i) for i in node.index)]
+            at = tuple(value(i) for i in node.index)
+            if any(i.size and i.min() < 0 for i in at):
+                # numpy would count from the end, which no kernel does.
+                raise IndexError(f"{node.source!r} is read at a negative index")
+            result = sources[node.source][at]
             return np.asarray(result).astype(_LOAD_TYPES[node.kind])
         assert isinstance(node, Op)
         with np.errstate(over="ignore", invalid="ignore"):
