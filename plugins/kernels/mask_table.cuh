@@ -101,7 +101,8 @@ struct TableRow {
   static constexpr int kWarps = Config::kThreads / 32;
   static constexpr unsigned kAllLanes = 0xffffffffu;
   static_assert(kTileQ % 8 == 0 && kTileK % 8 == 0 && Config::kThreads % 32 == 0);
-  static_assert(Mask::kTables == 0 && !Mask::kHasBias, "a table is made from keep() alone");
+  static_assert(Mask::kTables == 0 && !Mask::kHasBias && !Mask::kHasAgain,
+                "a table is made from keep() alone");
 
   const TableOutputs& outputs;
   const MaskPlane<Mask> plane;
