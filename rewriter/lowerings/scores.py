@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from onnx import TensorProto
 
 from stof_onnx.rewriter.graph import Node, Tensor
 from stof_onnx.rewriter.lowerings.subgraph import SubGraph, element_type
@@ -88,8 +89,10 @@ def weigh(
 ) -> tuple[Node, Tensor]:
     """The Softmax node and the weights [B, H, Sq, Sk] in query's type."""
     own_type = element_type(query_BHSD)
-    scaled = g.op("Mul", query_BHSD, g.number(scoring.scale, own_type))
-    key_BHDS = g.op("Transpose", key_BHSD, perm=[0, 1, 3, 2])
+    # In half precision the scale itself would be rounded, which no operator does.
+    query, key = (g.cast(heads, TensorProto.FLOAT) for heads in (query_BHSD, key_BHSD))
+    scaled = g.op("Mul", query, g.number(scoring.scale, TensorProto.FLOAT))
+    key_BHDS = g.op("Transpose", key, perm=[0, 1, 3, 2])
     scores = g.cast(g.op("MatMul", scaled, key_BHDS), scoring.score_type)
     if scoring.softcap:
         cap = g.number(scoring.softcap, scoring.score_type)

@@ -11,12 +11,13 @@ import onnx_graphsurgeon as gs
 from stof_onnx.ir.expr import Const, Expr, Poly
 from stof_onnx.ir.expr.bounds import is_nonnegative, is_positive
 from stof_onnx.ir.expr.build import add, floordiv, integer, maximum, minimum, mod, mul, sub
-from stof_onnx.rewriter.symbolic.registry import Index, Node, Shape, Unliftable
+from stof_onnx.rewriter.symbolic.registry import Index, Node, Shape, Tensor, Unliftable
 
 if TYPE_CHECKING:
     from stof_onnx.rewriter.symbolic.graph import SymbolicGraph
 
 _HUGE = 2**31 - 2
+_PARTS = frozenset({"Cast", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 def attribute(node: Node, name: str, default: Any) -> Any:
@@ -151,7 +152,7 @@ def slice_parts(sym: SymbolicGraph, node: Node) -> dict[int, tuple[Expr, Expr, i
     for start, end, written_axis, step in zip(starts, ends, axes, steps, strict=True):
         axis = axis_of(written_axis, len(source))
         if step > 0:
-            is_buffer = isinstance(node.inputs[0], gs.Constant)
+            is_buffer = _is_of_constant(node.inputs[0])
             first, last = (_slice_bound(b, source[axis], is_buffer) for b in (start, end))
         else:
             first, last = (_backward_bound(bound, source[axis]) for bound in (start, end))
@@ -160,6 +161,15 @@ def slice_parts(sym: SymbolicGraph, node: Node) -> dict[int, tuple[Expr, Expr, i
         length = floordiv(add(reach, integer(abs(step) - 1)), integer(abs(step)))
         parts[axis] = (first, length, step)
     return parts
+
+
+def _is_of_constant(tensor: Tensor) -> bool:
+    """Whether a tensor is a constant, or a part of one."""
+    while not isinstance(tensor, gs.Constant):
+        if not tensor.inputs or tensor.inputs[0].op not in _PARTS:
+            return False
+        tensor = tensor.inputs[0].inputs[0]
+    return True
 
 
 def _slice_bound(bound: Expr, dim: Expr, is_buffer: bool) -> Expr:

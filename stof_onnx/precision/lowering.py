@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from onnx import ModelProto
 
 from stof_onnx.accuracy.inputs import generate_feeds
+from stof_onnx.ir.errors import InputError
 from stof_onnx.precision.autocast import convert_by_autocast
 from stof_onnx.precision.convert import Conversion, convert
 from stof_onnx.precision.effect import measure
@@ -101,6 +102,8 @@ def lower(
         InputError: the model can't be lowered.
         MissingDependencyError: ModelOpt isn't installed.
     """
+    if name not in PRECISIONS:
+        raise InputError(f"precision {name!r}", f"one of {list(PRECISIONS)}")
     precision = PRECISIONS[name]
     with progress.task(f"Lowering to {name}", None):
         done = _convert(model, precision, autocast, input_shapes)

@@ -163,3 +163,8 @@ def test_options_that_contradict_each_other(tmp_path, capsys, options, message):
     assert code == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_precision_is_named():
+    with pytest.raises(InputError, match="one of"):
+        api.optimize(MODELS / "mlp_dynamo.onnx", precision="fp16", kernels=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stof_onnx.ir.expr import Expr, Op, to_text, walk
+from stof_onnx.ir.expr import Const, Expr, Op, to_text, walk
 from stof_onnx.ir.expr.build import integer
 from stof_onnx.rewriter.graph import Node, Tensor
 from stof_onnx.rewriter.symbolic import SymbolicGraph, Unliftable
@@ -62,12 +62,22 @@ class Product:
         if dim == other:
             return
         is_one = integer(1) in (dim, other)
-        if (label == self.contracted) if is_one else not (_is_plain(dim) and _is_plain(other)):
+        must_agree = (_is_plain(dim) and _is_plain(other)) or _is_limited(dim, other)
+        if (label == self.contracted) if is_one else not must_agree:
             raise Unliftable(f"an axis of {to_text(dim)} meets one of {to_text(other)}")
 
     def size(self, sym: SymbolicGraph, side: int, label: str) -> Expr:
         """Length of an operand's axis."""
         return sym.shape(self.operand(side))[self.labels[side].index(label)]
+
+
+def _is_limited(dim: Expr, other: Expr) -> bool:
+    """Whether one is the other limited by a number: 1 only where the other is 1, too."""
+    for limited, whole in ((dim, other), (other, dim)):
+        if isinstance(limited, Op) and limited.name == "min" and whole in limited.args:
+            limits = [arg for arg in limited.args if arg != whole]
+            return all(isinstance(arg, Const) and arg.value > 1 for arg in limits)
+    return False
 
 
 def _is_plain(dim: Expr) -> bool:
