@@ -104,6 +104,7 @@ class OperandRead:
         heads: it holds.
         scale: factor between it and the product.
         arrangement: None if the tensor is read in place.
+        is_widened: whether it is cast to float32, the type of the block's output.
     """
 
     tensor: Tensor
@@ -111,6 +112,7 @@ class OperandRead:
     heads: int
     scale: float
     arrangement: Arrangement | None = None
+    is_widened: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import onnx_graphsurgeon as gs
@@ -402,6 +402,11 @@ class _Matcher:
         try:
             index = product.operand_index(self.sym, operand.side, operand.at)
             read, nodes = read_operand(context, tensor, index, variables, sizes)
+            is_widened = read is None and sizes.dtype == "float32"
+            if is_widened:
+                # Half precision for the scores, float32 from the Softmax on.
+                narrow = replace(sizes, dtype="")
+                read, nodes = read_operand(context, tensor, index, variables, narrow)
         except Unliftable as reason:
             raise Refused(product.node, f"the shape of {role} is unknown: {reason}") from reason
         if read is None:
@@ -411,7 +416,7 @@ class _Matcher:
         if layout.order == "BSHD" and layout.head_stride == 0:
             # One head has no stride of its own; write the head dimension for it.
             layout = TensorLayout("BSHD", layout.offset, sizes.channels)
-        return OperandRead(read.tensor, layout, read.heads, read.scale, read.arrangement)
+        return replace(read, layout=layout, is_widened=is_widened)
 
     def _output(self, value: _ValueSide, axes: ScoreAxes) -> OutputWrite:
         product = value.product
@@ -426,7 +431,8 @@ class _Matcher:
         return output
 
     def _common_type(self, node: Node, operands: Sequence[OperandRead], output: OutputWrite) -> str:
-        types = {float_type(tensor) for tensor in (*(o.tensor for o in operands), output.tensor)}
+        types = {"float32" if o.is_widened else float_type(o.tensor) for o in operands}
+        types.add(float_type(output.tensor))
         if len(types) != 1 or not types <= set(FLOAT_TYPES):
             found = ", ".join(sorted(t or "unknown" for t in types))
             raise Refused(node, f"query, key, value and output have types {found}")

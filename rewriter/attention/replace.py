@@ -61,7 +61,7 @@ class Replacer:
             domain=DOMAIN,
         )
         # ONNX's shape inference stops at a stof node, so the output's type is written down.
-        output.dtype = block.query.tensor.dtype
+        output.dtype = np.float32 if block.value.is_widened else block.value.tensor.dtype
         output.shape = shape
         self.imported.graph.nodes.append(node)
         return node
@@ -83,7 +83,16 @@ class Replacer:
     # ------------------------------------------------------------------- query, key and value
 
     def _operand(self, read: OperandRead) -> Tensor:
-        """The tensor itself, or its [B, heads, S, D] form."""
+        """The tensor itself, its [B, heads, S, D] form, or either in float32."""
+        tensor = self._arranged(read)
+        if not read.is_widened:
+            return tensor
+        key = (tensor.name, "widened")
+        if key not in self.made:
+            self.made[key] = self._cast(tensor, TensorProto.FLOAT, np.float32)
+        return self.made[key]
+
+    def _arranged(self, read: OperandRead) -> Tensor:
         if read.arrangement is None:
             return read.tensor
         perm, tensor = read.arrangement.perm, read.tensor

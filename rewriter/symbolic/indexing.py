@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from stof_onnx.ir.expr import Const, Expr, Poly
+from stof_onnx.ir.expr import Const, Expr, Op, Poly
 from stof_onnx.ir.expr.bounds import is_nonnegative, is_positive
 from stof_onnx.ir.expr.build import add, floordiv, integer, maximum, minimum, mod, mul, sub
 from stof_onnx.rewriter.symbolic.registry import Index, Node, Shape, Tensor, Unliftable
@@ -185,6 +185,9 @@ def _slice_bound(bound: Expr, dim: Expr, is_buffer: bool) -> Expr:
         if value < -_HUGE:
             return integer(0)
         return maximum(add(bound, dim), integer(0)) if value < 0 else minimum(bound, dim)
+    if is_buffer and isinstance(bound, Op) and bound.name == "min" and dim in bound.args:
+        # The graph clamps the bound itself.
+        (bound,) = (arg for arg in bound.args if arg != dim)
     if is_positive(-Poly.of(bound)):
         return maximum(add(bound, dim), integer(0))
     # "The last n of 64" with n > 64 would select other elements, and too few of them.

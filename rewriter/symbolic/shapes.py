@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
-from stof_onnx.ir.expr import Const, Expr
+from stof_onnx.ir.expr import Const, Expr, Op, walk
 from stof_onnx.ir.expr.build import add, floordiv, integer, mul, sub
 from stof_onnx.rewriter.symbolic.indexing import (
     attribute,
@@ -140,6 +141,21 @@ def reshape(sym: SymbolicGraph, node: Node, position: int) -> Shape:
     unknown = [i for i, d in enumerate(target) if d == integer(-1)]
     if unknown:
         target[unknown[0]] = _quotient(list(dims), [d for d in target if d != integer(-1)])
+    return _by_count(dims, target)
+
+
+def _by_count(dims: Shape, target: list[Expr]) -> Shape:
+    """The target with a dimension that the graph clamps as the number of elements has it.
+
+    Source and target hold as many elements, however the graph computed a dimension.
+    """
+    for i, dim in enumerate(target):
+        if not any(isinstance(node, Op) and node.name in ("min", "max") for node in walk(dim)):
+            continue
+        with contextlib.suppress(Unliftable):
+            found = _quotient(list(dims), [*target[:i], *target[i + 1 :]])
+            if found.size < dim.size:
+                target[i] = found
     return tuple(target)
 
 

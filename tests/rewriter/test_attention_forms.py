@@ -528,6 +528,14 @@ def test_an_operation_between_projection_and_product_is_computed(station, operat
     check_attention(Attention(opset=18, scale="none", hooks={station: operation}))
 
 
+def test_scores_in_half_and_values_in_float():
+    casts = {"value": into("float32"), "scores": into("float32"), "context": into("float16")}
+    done = check_graph(build(Attention(dtype="float16", scale="none", hooks=casts)), 5e-3)
+    (block,) = done.blocks
+    assert isinstance(block, FusedBlock), block.reason
+    assert block.attributes.dtype == "float32"
+
+
 def test_the_heads_are_moved_below_elementwise_operations():
     shift = {"query": lambda g, x: g.op("Add", x, g.const(0.5))}
     g = build(Attention(key_path="late", hooks=shift))

@@ -211,6 +211,9 @@ VIEWS = [
                         difference(g), axis=0)),
     case("gather at negative indices", "batch sequence 2", "x[i0, i1, i2 + 6]",
          lambda g: g.op("Gather", x(g), g.ints(-2, -1), axis=2)),
+    case("reshape to a clamped dimension", "batch sequence 8", "x[i0, i1, i2]",
+         lambda g: g.op("Reshape", x(g), g.op(
+             "Concat", g.ints(0), g.op("Min", sequence(g), g.ints(64)), g.ints(8), axis=0))),
     case("slice in steps", "batch sequence 4", "x[i0, i1, 2 * i2 + 1]",
          lambda g: g.op("Slice", x(g), g.ints(1), g.ints(END), g.ints(2), g.ints(2))),
     case("slice in steps that don't fit", "batch sequence 3", "x[i0, i1, 3 * i2]",

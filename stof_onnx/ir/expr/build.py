@@ -86,6 +86,10 @@ def floordiv(left: Expr, right: Expr) -> Expr:
         return integer(numerator.constant // divisor.constant)
     if _inside(numerator, divisor):
         return integer(0)
+    if isinstance(left, Op) and left.name == "floordiv" and isinstance(right, Const):
+        value, inner = left.args
+        if isinstance(inner, Const) and inner.value > 0 and right.value > 0:
+            return floordiv(value, integer(int(inner.value * right.value)))
     quotient, rest = numerator.divide(divisor)
     if _inside(rest, divisor):
         return quotient.expr()
