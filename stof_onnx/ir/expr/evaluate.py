@@ -50,10 +50,11 @@ def evaluate(
             return np.asarray(variables[node.name])
         if isinstance(node, Load):
             at = tuple(value(i) for i in node.index)
-            if any(i.size and i.min() < 0 for i in at):
+            source = sources[node.source]
+            if isinstance(source, np.ndarray) and any(i.size and i.min() < 0 for i in at):
                 # numpy would count from the end, which no kernel does.
                 raise IndexError(f"{node.source!r} is read at a negative index")
-            result = sources[node.source][at]
+            result = source[at]
             return np.asarray(result).astype(_LOAD_TYPES[node.kind])
         assert isinstance(node, Op)
         with np.errstate(over="ignore", invalid="ignore"):
