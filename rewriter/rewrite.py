@@ -210,7 +210,7 @@ def rewrite(
     nodes = {node.name: node for node in imported.graph.nodes}
     final = tuple(_as_written(context, block, nodes) for block in blocks)
     domains = [(DOMAIN, int(PLUGIN_VERSION))]
-    rewritten = export_model(imported, model, domains, in_place=in_place)
+    rewritten = export_model(imported, whole, domains, in_place=in_place)
     after = len(rewritten.graph.node)
     tables = added_tables(imported)
     return Rewrite(rewritten, final, before, after, _notes(final), tables)

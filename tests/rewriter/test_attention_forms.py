@@ -610,6 +610,7 @@ def test_attention_in_a_function_is_fused_where_it_is_called(depth):
     before = model.SerializeToString()
     done = rewrite(model)
     assert model.SerializeToString() == before
+    assert not done.model.functions
     (block,) = done.blocks
     assert isinstance(block, FusedBlock), block.reason
     g = build(Attention(masks=(PADDING,)))
